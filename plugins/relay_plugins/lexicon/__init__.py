@@ -1,0 +1,9 @@
+"""`lexicon`: a moderator that knows its phrases.
+
+It reads along, so it does better than windows: it holds back the longest tail that begins some phrase, and nothing more.
+"""
+
+from relay_plugins.lexicon.moderator import Lexicon
+from relay_plugins.lexicon.phrases import Phrases
+
+__all__ = ["Lexicon", "Phrases"]

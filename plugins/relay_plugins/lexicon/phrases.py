@@ -1,0 +1,120 @@
+"""A set of phrases, and the reader that finds them in a text that is still coming.
+
+Everything here is canonical text (`relay.pure.fold`): phrases are folded once, texts by the caller.
+
+Whole phrases are found by an Aho-Corasick automaton. It shows nothing of its state, so how long a tail may begin a
+phrase is told by a set of all proper prefixes kept beside it: a tail is held if it is one of them.
+
+Latin phrases match whole words: "ass" is not in "class". Whether a word has ended is decided by the next character or by
+the end of the text, so such a phrase is held back whole until then. A Han character is no part of a Latin word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ahocorasick_rs import AhoCorasick, Implementation
+
+from relay.pure.fold import fold
+from relay.pure.window import Hit
+
+# The scripts in which words are set apart by spaces end before the CJK blocks.
+_FIRST_CJK = "\u2e80"
+
+
+def _in_word(char: str) -> bool:
+    """Whether a character can be part of a word that is set apart by spaces."""
+    return char < _FIRST_CJK and char.isalnum()
+
+
+class Phrases:
+    """A set of phrases, built once. Raises ValueError for a phrase of which the fold leaves nothing."""
+
+    def __init__(
+        self, phrases: Iterable[str], *, label: str, blocks: bool, moderator: str, whole_words: bool = True
+    ) -> None:
+        folded: dict[str, None] = {}
+        for phrase in phrases:
+            copy = fold(phrase.strip())
+            if not copy:
+                raise ValueError(f"the phrase {phrase!r} has no visible character; remove it")
+            folded[copy] = None
+        self._phrases = tuple(folded)
+        self._automaton = AhoCorasick(self._phrases, implementation=Implementation.ContiguousNFA)
+        self._label = label
+        self._blocks = blocks
+        self._moderator = moderator
+        self._word_start = tuple(whole_words and _in_word(phrase[0]) for phrase in self._phrases)
+        self._word_end = tuple(whole_words and _in_word(phrase[-1]) for phrase in self._phrases)
+        self.longest = max(map(len, self._phrases), default=0)
+        # A phrase that waits for its word to end is held like the head of a longer one.
+        self.heads = frozenset(
+            phrase[:length]
+            for phrase, waits in zip(self._phrases, self._word_end, strict=True)
+            for length in range(1, len(phrase) + waits)
+        )
+
+    def __len__(self) -> int:
+        return len(self._phrases)
+
+    def hits(self, text: str, before: str, after: str | None) -> list[Hit]:
+        """What stands in `text`, at positions in it.
+
+        before: the character before the text, "" at its start. after: "" at the end of everything, None if the next
+        character is not known yet; a word that ends with the text is then no hit yet.
+        """
+        found = []
+        for index, start, end in self._automaton.find_matches_as_indexes(text, overlapping=True):
+            if self._word_start[index]:
+                previous = text[start - 1] if start else before
+                if previous and _in_word(previous):
+                    continue
+            if self._word_end[index]:
+                following = text[end] if end < len(text) else after
+                if following is None or (following and _in_word(following)):
+                    continue
+            found.append(Hit(start, end, self._label, self._blocks, self._moderator))
+        return found
+
+
+class PhraseScanner:
+    """Reads one text as it comes. Positions are counted from its beginning."""
+
+    __slots__ = ("_before", "_phrases", "_position", "_tail", "held")
+
+    def __init__(self, phrases: Phrases) -> None:
+        self.held = 0
+        self._phrases = phrases
+        self._tail = ""  # what is held, or was held when the last run ended
+        self._before = ""  # the character before the tail
+        self._position = 0  # where the tail begins
+
+    def feed(self, text: str) -> Sequence[Hit]:
+        phrases = self._phrases
+        held = self._tail
+        text = held + text if held else text
+        hits = phrases.hits(text, self._before, None)
+        if hits:
+            hits = self._placed(hits)
+        heads = phrases.heads
+        length = len(text)
+        for start in range(max(0, length - phrases.longest), length):
+            if text[start:] in heads:
+                break
+        else:
+            start = length
+        if start:
+            self._before = text[start - 1]
+            self._position += start
+        self._tail = text[start:]
+        self.held = length - start
+        return hits
+
+    def finish(self) -> Sequence[Hit]:
+        self.held = 0
+        if not self._tail:
+            return ()
+        return self._placed(self._phrases.hits(self._tail, self._before, ""))
+
+    def _placed(self, hits: Iterable[Hit]) -> list[Hit]:
+        return [hit._replace(start=hit.start + self._position, end=hit.end + self._position) for hit in hits]

@@ -1,0 +1,362 @@
+"""The public listener: a request becomes an exchange, goes through the chain to an upstream, and comes back pushed.
+
+The handler lives to the end of the reply in one wait. Everything that has to happen after it (`on_end`, the log line,
+the metrics) runs in a task of the app, so that a client that leaves cannot cancel it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from aiohttp import hdrs, web
+
+from relay.chain import Chain, Link
+from relay.config import Config
+from relay.delivery import Replay, StreamDelivery, WholeDelivery
+from relay.errors import (
+    InternalError,
+    PluginError,
+    Reject,
+    RelayError,
+    Unavailable,
+    UpstreamError,
+    unsupported_messages,
+)
+from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
+from relay.http import SERVER, new_id, read_body
+from relay.log import Logger
+from relay.metrics import Metrics, RequestRecord
+from relay.pure.request import ChatRequest, InvalidRequest
+from relay.upstream import Answer, Upstreams
+from relay.writer import ClientStalled, StreamWriter, WholeWriter, Writer, error_response
+
+# How often open replies are looked at for silence: a coarse watch costs nothing per chunk.
+WATCH_S = 0.5
+# How long sinks may take to pass on the end of a reply whose client has left.
+END_S = 2.0
+
+ROUTES: Mapping[str, tuple[str, Operation]] = {
+    "/v1/chat/completions": (hdrs.METH_POST, "chat"),
+    "/v1/models": (hdrs.METH_GET, "models"),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Open:
+    """A reply on its way, and what the watch saw of it when it last looked."""
+
+    ex: Exchange
+    entered: list[Link] = field(default_factory=list)
+    answer: Answer | None = None
+    delivery: StreamDelivery | WholeDelivery | Replay | None = None
+    writer: Writer | None = None
+    status: int = 0
+    reads: int = 0
+    read_at: float = 0.0
+    chunks: int = 0
+    wrote_at: float = 0.0
+
+
+class App:
+    """Handles the requests of the public listener."""
+
+    def __init__(self, config: Config, chain: Chain, upstreams: Upstreams, metrics: Metrics, log: Logger) -> None:
+        self._server = config.server
+        self._chain = chain
+        self._upstreams = upstreams
+        self._metrics = metrics
+        self._log = log
+        self._open: set[Open] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        models = [{"id": model, "object": "model", "created": 0, "owned_by": "relay"} for model in upstreams.models]
+        self._models = orjson.dumps({"object": "list", "data": models})
+
+    # One request
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; never raises but for cancellation."""
+        path = request.path
+        method, operation = ROUTES.get(path, ("", "models"))
+        ex = Exchange(new_id(), operation, headers=request.headers)
+        ex.reply_headers["x-request-id"] = ex.id
+        ex.reply_headers[hdrs.SERVER] = SERVER
+        reply = Open(ex)
+        self._open.add(reply)
+        self._idle.clear()
+        try:
+            ex.reply_headers.update(self._cors(request))
+            if request.method == hdrs.METH_OPTIONS and path in ROUTES:
+                return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{method}, OPTIONS"})
+            self._check(request, method)
+            if operation == "models":
+                response = await self._list_models(reply)
+            else:
+                body = await read_body(
+                    request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
+                )
+                ex.loads(lambda: self._load(body))
+                response = await self._chat(reply, request)
+        except RelayError as error:
+            response = self._refuse(reply, error)
+        except (ConnectionError, ClientStalled):
+            ex.stop(Outcome("client_gone"))
+            raise ConnectionResetError("the client is gone") from None
+        except asyncio.CancelledError:
+            ex.stop(Outcome("client_gone"))
+            raise
+        except Exception:  # noqa: BLE001 - our own fault: logged whole, told in one line
+            self._log.exception("request failed", request_id=ex.id)
+            response = self._refuse(reply, InternalError())
+        finally:
+            self._spawn(self._leave(reply))
+        reply.status = response.status
+        return response
+
+    def _check(self, request: web.BaseRequest, method: str) -> None:
+        """Raises a refusal for what is no request to us."""
+        if not method:
+            raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
+        if request.method != method and not (method == hdrs.METH_GET and request.method == hdrs.METH_HEAD):
+            raise Reject(
+                f"Use {method} here.", code="method_not_allowed", status=405, headers={hdrs.ALLOW: f"{method}, OPTIONS"}
+            )
+        for name in (hdrs.AUTHORIZATION, hdrs.HOST, hdrs.CONTENT_LENGTH):
+            if len(request.headers.getall(name, ())) > 1:
+                raise Reject(f"Send one {name} header, not several.", code="bad_request")
+        if self._draining:
+            raise Unavailable(
+                "The relay is shutting down; ask again at once.",
+                code="draining",
+                headers={hdrs.RETRY_AFTER: "1", hdrs.CONNECTION: "close"},
+            )
+
+    def _load(self, body: bytes) -> ChatRequest:
+        try:
+            request = ChatRequest(body)
+        except InvalidRequest as error:
+            if error.code == "invalid_messages":
+                raise unsupported_messages() from None
+            raise Reject(error.message, code=error.code, param=error.param) from None
+        self._upstreams.candidates(request.model)  # raises if nobody serves it
+        return request
+
+    async def _list_models(self, reply: Open) -> web.StreamResponse:
+        ex = reply.ex
+        answered = await self._chain.enter(ex, reply.entered)
+        ex.outcome = Outcome("completed")
+        ex.reply_headers.sent = True
+        headers = {hdrs.CONTENT_TYPE: "application/json", **ex.reply_headers}
+        if answered is not None:
+            body = b"".join(chunk.raw for chunk in answered.chunks)
+            return web.Response(body=body, status=answered.status, headers={**headers, **answered.headers})
+        return web.Response(body=self._models, headers=headers)
+
+    async def _chat(self, reply: Open, request: web.BaseRequest) -> web.StreamResponse:
+        ex = reply.ex
+        answered = await self._chain.enter(ex, reply.entered)
+        stream = ex.request.stream
+        if answered is None:
+            reply.answer = await self._upstreams.ask(ex)
+        writer = reply.writer = (
+            StreamWriter(ex, request, stall_timeout_s=self._server.stall_timeout_s) if stream else WholeWriter(ex)
+        )
+        try:
+            sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, writer)
+        except BaseException:
+            reply.writer = None
+            if reply.answer is not None:
+                reply.answer.body.close()
+            raise
+        if answered is not None:
+            writer.headers = dict(answered.headers)
+            reply.delivery = Replay(ex, sink, answered)
+        elif reply.answer is not None:
+            make = StreamDelivery if stream else WholeDelivery
+            reply.delivery = make(ex, sink, reply.answer.body)
+        reply.read_at = reply.wrote_at = ex.loop.time()
+        if reply.delivery is not None:
+            reply.delivery.start()
+        if not stream:
+            return await writer.run()
+        self._metrics.stream_opened()
+        try:
+            return await writer.run()
+        finally:
+            self._metrics.stream_closed()
+
+    def _refuse(self, reply: Open, error: RelayError) -> web.StreamResponse:
+        ex = reply.ex
+        if reply.writer is None:
+            ex.outcome = Outcome(_kind(error), error)
+        ex.reply_headers.sent = True
+        return error_response(error, ex.reply_headers)
+
+    def _cors(self, request: web.BaseRequest) -> Mapping[str, str]:
+        """Headers that let a page of an allowed origin read the reply."""
+        origin = request.headers.get(hdrs.ORIGIN)
+        allowed = self._server.cors_origins
+        if origin is None or (origin not in allowed and allowed != ("*",)):
+            return {}
+        return {
+            hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*" if allowed == ("*",) else origin,
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "authorization, content-type",
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, OPTIONS",
+            hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: "x-request-id, retry-after",
+            hdrs.VARY: hdrs.ORIGIN,
+        }
+
+    # After the reply
+
+    async def _leave(self, reply: Open) -> None:
+        """Settle everything about an exchange: tasks, ends, `on_end`, metrics, its line in the log."""
+        ex, writer = reply.ex, reply.writer
+        try:
+            if writer is not None:
+                if writer.outcome is None:
+                    ex.stop(Outcome("client_gone"))
+                    await ex.close()
+                    try:
+                        async with asyncio.timeout(END_S):
+                            await writer.ended()
+                    except TimeoutError:
+                        self._log.error("a sink kept the end of a reply", request_id=ex.id)
+                        writer.end(Outcome("client_gone"))
+                ex.outcome = writer.outcome
+            await ex.close()
+            ex.outcome = ex.outcome or Outcome("client_gone")
+            await self._chain.leave(ex, reply.entered)
+            self._record(reply, ex.outcome)
+        finally:
+            self._open.discard(reply)
+            if not self._open:
+                self._idle.set()
+
+    def _record(self, reply: Open, outcome: Outcome) -> None:
+        ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
+        duration = ex.loop.time() - ex.started
+        first_byte = writer.first_at - ex.started if writer is not None and writer.first_at else None
+        overhead = None
+        if first_byte is not None and answer is not None and delivery is not None and not isinstance(delivery, Replay):
+            overhead = max(0.0, first_byte - (delivery.first_at - answer.asked_at))
+        error = outcome.error
+        if answer is not None and isinstance(error, UpstreamError):
+            self._upstreams.failed(answer.upstream, error)
+        refused = error is not None and first_byte is None
+        loaded = ex.loaded
+        self._metrics.request_ended(
+            RequestRecord(
+                operation=ex.operation,
+                outcome=outcome.kind,
+                duration_s=duration,
+                model=loaded.model if loaded else "",
+                refusal=error.code if error is not None and refused else "",
+                first_byte_s=first_byte,
+                first_token_s=first_byte if loaded and loaded.stream else None,
+                overhead_s=overhead,
+                chunks=writer.chunks if writer is not None else 0,
+            )
+        )
+        self._log.info(
+            "request",
+            request_id=ex.id,
+            operation=ex.operation,
+            outcome=outcome.kind,
+            code=error.code if error is not None else None,
+            status=reply.status or None,
+            caller=ex.get(CALLER, "") or None,
+            model=loaded.model[:64] if loaded else None,
+            stream=loaded.stream if loaded else None,
+            upstream=answer.upstream.name if answer is not None else None,
+            chunks=writer.chunks if writer is not None else 0,
+            first_byte_ms=_ms(first_byte),
+            overhead_ms=_ms(overhead),
+            duration_ms=_ms(duration),
+        )
+
+    # The app's own life
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def watch(self) -> None:
+        """Look after silent upstreams and silent replies, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(WATCH_S, self._server.keepalive_s / 2))
+            now = loop.time()
+            for reply in tuple(self._open):
+                self._look_after(reply, now)
+
+    def _look_after(self, reply: Open, now: float) -> None:
+        writer, delivery, answer = reply.writer, reply.delivery, reply.answer
+        if writer is None or delivery is None:
+            return
+        if writer.chunks != reply.chunks:
+            reply.chunks, reply.wrote_at = writer.chunks, now
+        elif now - reply.wrote_at >= self._server.keepalive_s:
+            reply.wrote_at = now
+            writer.keep_alive()
+        if answer is None or isinstance(delivery, Replay) or delivery.done:
+            return
+        if delivery.reads != reply.reads or reply.ex.paused:
+            reply.reads, reply.read_at = delivery.reads, now
+        elif now - reply.read_at >= answer.upstream.idle_timeout_s:
+            error = UpstreamError(
+                "The model server fell silent; what was sent is all there is. Ask again.",
+                code="upstream_timeout",
+                status=504,
+                kind="idle",
+            )
+            reply.ex.stop(Outcome("upstream_error", error))
+
+    async def drain(self, grace_s: float) -> int:
+        """Take no new requests, let the open ones finish, then end them; returns how many had to be ended."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        left = tuple(self._open)
+        error = Unavailable("The relay is shutting down; what was sent is all there is. Ask again.", code="draining")
+        for reply in left:
+            reply.ex.stop(Outcome("drained", error))
+        if left:
+            try:
+                async with asyncio.timeout(END_S):
+                    await self._idle.wait()
+            except TimeoutError:
+                self._log.error("replies did not end", count=len(self._open))
+        return len(left)
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+
+def on_plugin_error(log: Logger) -> Callable[[PluginError, BaseException], None]:
+    """Names a plugin that raised what is not ours in the log."""
+
+    def named(error: PluginError, cause: BaseException) -> None:
+        log.error("plugin failed", plugin=error.plugin, hook=error.hook, exc_info=cause)
+
+    return named
+
+
+def _kind(error: RelayError) -> OutcomeKind:
+    if isinstance(error, UpstreamError):
+        return "upstream_error"
+    return "internal_error" if isinstance(error, InternalError) else "refused"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 2)

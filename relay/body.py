@@ -1,0 +1,230 @@
+"""The body of an upstream's reply, pushed: the one file that reaches into aiohttp.
+
+aiohttp reads bodies by awaiting a `StreamReader`, which costs a task switch a chunk. Here the class of that one reader
+is changed for the length of the reply, so that what the parser feeds to it goes straight to a consumer. `transport
+.set_protocol` would not do: the parser may hold half a chunk, and the connection could never be used again.
+
+`self_test` runs the trick against aiohttp's own parser at start-up; where it fails, and in one run of the end-to-end
+suite, `AwaitedBody` does the same by reading.
+
+What to know of aiohttp (3.14):
+* `StreamReader` has slots, so the consumer lives in a slot that a reader that is never awaited has no use for: its timer.
+* The parser calls `end_http_chunk_receiving` for every HTTP chunk. It must not count: it pauses reading at 16,384.
+* An upstream's death arrives in `set_exception` only; `release` and `close` call that too, also after the end.
+* What a consumer raises is swallowed by the parser, so consumers do not raise.
+* Pausing goes through the protocol, and never after the last byte: the connection may serve another request by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol, cast
+
+from aiohttp import ClientResponse, http_parser
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.helpers import BaseTimerContext
+from aiohttp.streams import StreamReader
+
+# How long an upstream may take to end its body after `[DONE]` before its connection is given up.
+DRAIN_S = 1.0
+
+
+class Consumer(Protocol):
+    """Who is pushed to. Methods do not raise, and nothing comes after `on_eof` or `on_error`."""
+
+    def on_data(self, data: bytes) -> None: ...
+
+    def on_eof(self) -> None: ...
+
+    def on_error(self, error: BaseException) -> None: ...
+
+
+class Body(Protocol):
+    """A body that is being read."""
+
+    def start(self, consumer: Consumer) -> None:
+        """Begin to push; what has come already is pushed at once."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None:
+        """Never called from inside `on_data`: resuming re-enters the parser."""
+
+    def drain(self) -> None:
+        """Nothing more is wanted, but the connection: let the body end by itself for a moment, then close."""
+
+    def close(self) -> None:
+        """Close the connection now."""
+
+
+class _Relay:
+    """What sits in the reader's timer slot: the consumer, until the end."""
+
+    __slots__ = ("consumer",)
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.consumer: Consumer | None = consumer
+
+    def end(self, error: BaseException | None) -> None:
+        consumer, self.consumer = self.consumer, None
+        if consumer is None:
+            return
+        if error is None:
+            consumer.on_eof()
+        else:
+            consumer.on_error(error)
+
+
+class PushReader(StreamReader):
+    """A StreamReader whose data goes to a consumer. Only ever made of another reader, by `__class__`."""
+
+    __slots__ = ()
+
+    def feed_data(self, data: bytes, size: int = 0) -> bool:
+        consumer = self._timer.consumer  # type: ignore[attr-defined]
+        if consumer is not None:
+            consumer.on_data(data)
+        return False
+
+    def begin_http_chunk_receiving(self) -> None:
+        pass
+
+    def end_http_chunk_receiving(self) -> None:
+        pass
+
+    def feed_eof(self) -> None:
+        super().feed_eof()  # this gives the connection back to the pool
+        cast(_Relay, self._timer).end(None)
+
+    def set_exception(self, exc: BaseException, *cause: Any) -> None:
+        super().set_exception(exc, *cause)
+        cast(_Relay, self._timer).end(exc)
+
+
+def push(reader: StreamReader, consumer: Consumer) -> None:
+    """Make `reader` push to `consumer`, after what it holds already.
+
+    Raises TypeError if it is no plain StreamReader: an empty body is a singleton shared by all requests.
+    """
+    if type(reader) is not StreamReader:
+        raise TypeError(f"cannot push from a {type(reader).__name__}")
+    while data := reader.read_nowait():
+        consumer.on_data(data)
+    if reader.exception() is not None:
+        consumer.on_error(cast(BaseException, reader.exception()))
+    elif reader.is_eof():
+        consumer.on_eof()
+    else:
+        reader._timer = cast(BaseTimerContext, _Relay(consumer))
+        reader.__class__ = PushReader
+
+
+class _DrainingBody:
+    """What both kinds of body do after the last byte that anybody wants."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        self._response = response
+        self._reader = response.content
+
+    def drain(self) -> None:
+        if self._reader.is_eof():
+            self._response.release()
+        else:
+            loop = asyncio.get_running_loop()
+            giving_up = loop.call_later(DRAIN_S, self.close)
+            self._reader.on_eof(giving_up.cancel)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class PushedBody(_DrainingBody):
+    """The body of `response`, pushed by the parser itself."""
+
+    def start(self, consumer: Consumer) -> None:
+        if type(self._reader) is StreamReader:
+            push(self._reader, consumer)
+        else:
+            consumer.on_eof()
+
+    def pause(self) -> None:
+        if not self._reader.is_eof() and self._reader.exception() is None:
+            self._reader._protocol.pause_reading()
+
+    def resume(self) -> None:
+        if not self._reader.is_eof() and self._reader.exception() is None:
+            self._reader._protocol.resume_reading()
+
+
+class AwaitedBody(_DrainingBody):
+    """The same by reading: a task, and a switch to it for every chunk."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        super().__init__(response)
+        self._task: asyncio.Task[None] | None = None
+        self._readable = asyncio.Event()
+        self._readable.set()
+
+    def start(self, consumer: Consumer) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._read(consumer))
+
+    async def _read(self, consumer: Consumer) -> None:
+        try:
+            while data := await self._reader.readany():
+                consumer.on_data(data)
+                await self._readable.wait()
+        except Exception as error:  # noqa: BLE001 - handed on: it is the consumer's to name
+            consumer.on_error(error)
+        else:
+            consumer.on_eof()
+
+    def pause(self) -> None:
+        self._readable.clear()
+
+    def resume(self) -> None:
+        self._readable.set()
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        super().close()
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def on_data(self, data: bytes) -> None:
+        self.seen.append(data)
+
+    def on_eof(self) -> None:
+        self.seen.append(b"<eof>")
+
+    def on_error(self, error: BaseException) -> None:
+        self.seen.append(b"<error>")
+
+
+async def self_test() -> None:
+    """Raises RuntimeError with the reason if bodies cannot be pushed with the aiohttp that is installed."""
+    parser_type = http_parser.HttpResponseParser
+    if parser_type is http_parser.HttpResponseParserPy:
+        raise RuntimeError("aiohttp runs without its C parser")
+    loop = asyncio.get_running_loop()
+    protocol = BaseProtocol(loop)
+    parser = parser_type(protocol, loop, 2**16, response_with_body=True, read_until_eof=True)
+    try:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+        [(_, reader)], _, _ = parser.feed_data(head)
+        recorder = _Recorder()
+        push(reader, recorder)
+        parser.feed_data(b"3\r\ntwo\r\n5\r\nth")
+        parser.feed_data(b"ree\r\n0\r\n\r\n")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RuntimeError(f"aiohttp has changed inside: {type(error).__name__}") from error
+    if b"".join(recorder.seen) != b"onetwothree<eof>":
+        raise RuntimeError(f"aiohttp has changed inside: {recorder.seen!r}")
+
+
+def c_parser_loaded() -> bool:
+    """Whether aiohttp's C parser is in use. The one in Python has let smuggled requests through before."""
+    return http_parser.HttpRequestParser is not http_parser.HttpRequestParserPy

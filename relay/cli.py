@@ -1,0 +1,124 @@
+"""The command `relay`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relay import log
+from relay.assembly import assemble
+from relay.chain import Chain, hooks
+from relay.config import Config, load
+from relay.demo import demo as run_demo
+from relay.options import ConfigError
+from relay.serve import Reader, serve
+from relay.starter import starter
+
+config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("relay.toml"),
+    show_default=True,
+    help="The configuration.",
+)
+log_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("moderelay"), prog_name="relay")
+def main() -> None:
+    """A streaming relay for chat completions that moderates what it streams."""
+
+
+@main.command("serve")
+@config_option
+@log_option
+@click.option("--reader", type=click.Choice(["push", "await"]), default="push", hidden=True)
+def serve_command(path: Path, log_level: str, reader: Reader) -> None:
+    """Serve what the configuration describes."""
+    _run(lambda: serve(load(path), log.configure(level=log_level), reader=reader))
+
+
+@main.command("check")
+@config_option
+def check_command(path: Path) -> None:
+    """Build everything and say what would run, without serving."""
+    try:
+        config = load(path)
+        chain = assemble(config)
+    except ConfigError as error:
+        _refuse(error)
+    click.echo(_effective(config, chain))
+
+
+@main.command("init")
+def init_command() -> None:
+    """Write a first relay.toml to standard output."""
+    click.echo(starter(), nl=False)
+
+
+@main.command("demo")
+@click.option("--port", type=int, default=8080, show_default=True, help="0: any free one.")
+@click.option("--admin-port", type=int, default=8081, show_default=True, help="0: any free one.")
+@log_option
+def demo_command(port: int, admin_port: int, log_level: str) -> None:
+    """Run the whole relay with a built-in upstream; nothing else is needed."""
+    _run(lambda: run_demo(port, admin_port, log.configure(sys.stderr.buffer, log_level)))
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run on uvloop where there is one. A configuration that cannot be served ends with status 2."""
+    try:
+        import uvloop  # noqa: PLC0415 - there is none for every platform
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(work())
+    except ConfigError as error:
+        _refuse(error)
+
+
+def _refuse(error: ConfigError) -> None:
+    click.echo(str(error), err=True)
+    sys.exit(2)
+
+
+def _effective(config: Config, chain: Chain) -> str:
+    """What would run, for people."""
+    lines = [
+        f"{config.path} is sound.",
+        f"public  http://{config.server.host}:{config.server.port}",
+        f"admin   http://{config.admin.host}:{config.admin.port}"
+        + ("" if config.admin.token else "  (no token: /admin is closed)"),
+        f"store   {config.store.scheme}:" + ("" if config.store.scheme == "memory" else "  (served in memory by now)"),
+        "",
+        "chain, in the order in which requests meet it:",
+    ]
+    for link in chain.links:
+        plugin = link.plugin
+        lines.append(f"  {link.name}")
+        lines.append(f"    runs in  {', '.join(hooks(link)) or 'nothing'}; serves {', '.join(sorted(plugin.serves))}")
+        if plugin.needs:
+            lines.append(f"    needs    {', '.join(key.name for key in plugin.needs)}")
+        if plugin.gives:
+            lines.append(f"    gives    {', '.join(key.name for key in plugin.gives)}")
+    if not chain.links:
+        lines.append("  (no plugins: everybody may ask, and nothing is moderated)")
+    lines += ["", "upstreams, in the order in which they are asked:"]
+    for upstream in sorted(config.upstreams, key=lambda upstream: upstream.priority):
+        models = ", ".join(
+            public if public == name else f"{public} as {name}" for public, name in upstream.model_map.items()
+        )
+        lines.append(f"  {upstream.name}  {upstream.base_url}  priority {upstream.priority}, weight {upstream.weight}")
+        lines.append(f"    models   {models}")
+    return "\n".join(lines)

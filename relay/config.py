@@ -1,0 +1,235 @@
+"""relay.toml, typed: every table, field, default and range, and the reading of the file.
+
+A configuration is refused as a whole, with every problem found, before anything is opened. What a plugin's table may
+hold is the plugin's own affair (`relay.options`): here it is a raw table that names its plugin with `use`.
+
+Nothing here looks outside the file, the files and variables its secrets name, and RELAY_ADMIN_TOKEN.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, field
+
+from relay.options import ConfigError, Context, Table, nearest, read
+from relay.secret import Secret
+
+__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse"]
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1)]
+Host: TypeAlias = Annotated[str, Meta(min_length=1)]
+Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free one
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+# A day is longer than any wait here, and keeps out `inf`, which the event loop's clock cannot hold.
+Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=86400)]
+# Failures after which the next upstream may be asked: nothing was sent to the client, and the first three cannot have
+# made the upstream act. The others can, so they are the operator's choice.
+RetryOn: TypeAlias = Literal["connect", "429", "503", "first_byte", "500", "502", "504"]
+
+ADMIN_TOKEN = "RELAY_ADMIN_TOKEN"  # noqa: S105 — the name of a variable, not a token
+ANY_MODEL = "*"
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+\Z")
+_WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 — compared, not bound
+# What may follow each scheme of store.url.
+_STORE_URLS = {
+    "embedded": re.compile(r".*\Z"),
+    "memory": re.compile(r"\Z"),
+    "redis": re.compile(r"//[^/?#\s]+"),
+    "rediss": re.compile(r"//[^/?#\s]+"),
+    "redis+sentinel": re.compile(r"//[^/?#\s]+"),
+    "redis+cluster": re.compile(r"//[^/?#\s]+"),
+}
+
+
+class Server(Table, frozen=True, kw_only=True):
+    """The public listener. Sizes in bytes, times in seconds."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    workers: Count = 1
+    drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0  # 0: cut what is still running
+    max_body_bytes: Count = 2_097_152
+    body_timeout_s: Seconds = 30.0
+    idle_timeout_s: Seconds = 75.0
+    stall_timeout_s: Seconds = 60.0
+    keepalive_s: Seconds = 10.0
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cors_origins == ("*",):
+            return
+        for origin in self.cors_origins:
+            if not _ORIGIN.match(origin):
+                raise ValueError(
+                    f"cors_origins: {origin!r} is not an origin as browsers send it; "
+                    'write "https://host" or "https://host:port" in lower case without a path, or ["*"] alone'
+                )
+
+
+class Admin(Table, frozen=True, kw_only=True):
+    """The second listener. Without a token there is no /admin."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8081
+    token: Secret | None = None
+
+
+class Store(Table, frozen=True, kw_only=True):
+    """Where shared state lives. The URL is a secret, since it may carry a password."""
+
+    url: Secret = field(default_factory=lambda: Secret("embedded:"))
+
+    def __post_init__(self) -> None:
+        scheme, colon, rest = self.url.reveal().partition(":")
+        if not colon or not (rule := _STORE_URLS.get(scheme)):
+            near = nearest(scheme, _STORE_URLS) if colon else None
+            forms = "embedded:, embedded:DIR, redis://, rediss://, redis+sentinel://, redis+cluster:// or memory:"
+            raise ValueError(f"url: unknown scheme; {f'did you mean {near}:? ' if near else ''}give one of {forms}")
+        if not rule.match(rest):
+            remedy = "nothing follows it" if scheme == "memory" else "give it a host, as in //host:6379/0"
+            raise ValueError(f"url: {scheme}: is not followed by what it needs; {remedy}")
+
+    @property
+    def scheme(self) -> str:
+        """What comes before the first colon."""
+        return self.url.reveal().partition(":")[0]
+
+
+class Upstream(Table, frozen=True, kw_only=True):
+    """An OpenAI-compatible server. `base_url` has no slash at its end. Times in seconds."""
+
+    name: Name
+    base_url: str
+    api_key: Secret | None = None
+    models: tuple[Name, ...] | dict[Name, Name]
+    weight: Count = 1
+    priority: int = 0
+    connect_timeout_s: Seconds = 5.0
+    first_byte_timeout_s: Seconds = 60.0
+    idle_timeout_s: Seconds = 60.0
+    retry_on: tuple[RetryOn, ...] = ("connect", "429", "503")
+    usage: Literal["inject", "off"] = "inject"
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "base_url", _base_url(self.base_url))
+        if not self.models:
+            raise ValueError(
+                f'models is empty; name the models to serve, or give ["{ANY_MODEL}"] to pass every name through'
+            )
+        for public, upstream in self.model_map.items():
+            if (public == ANY_MODEL) != (upstream == ANY_MODEL):
+                raise ValueError(
+                    f'models: {public!r} = {upstream!r}: "*" stands for the name asked for; write "*" = "*", or name both'
+                )
+
+    @property
+    def model_map(self) -> dict[str, str]:
+        """Public name → the upstream's name. The entry "*" → "*" passes every other name through."""
+        return dict(self.models) if isinstance(self.models, dict) else {name: name for name in self.models}
+
+
+class Document(Table, frozen=True, kw_only=True):
+    """The tables of the file."""
+
+    server: Server = field(default_factory=Server)
+    admin: Admin = field(default_factory=Admin)
+    store: Store = field(default_factory=Store)
+    upstreams: tuple[Upstream, ...] = ()
+    plugins: tuple[dict[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.upstreams:
+            raise ValueError("upstreams: there are none; add an [[upstreams]] table with name, base_url and models")
+        names = [upstream.name for upstream in self.upstreams]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(
+                    f"upstreams[{index}].name: {name!r} is taken by upstreams[{names.index(name)}]; give each its own"
+                )
+        if _same_listener(self.server, self.admin):
+            raise ValueError(
+                f"admin.port: {self.admin.port} is the public listener's on the same host; give one of them another port"
+            )
+        for index, table in enumerate(self.plugins):
+            if not isinstance(use := table.get("use"), str) or not use:
+                raise ValueError(
+                    f'plugins[{index}].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'
+                )
+
+
+class Config(Document, frozen=True, kw_only=True):
+    """The tables of the file, and where it is: relative paths in it start at its folder."""
+
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+
+def load(path: Path) -> Config:
+    """The configuration of a file. Raises ConfigError."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); `relay init > {path}` writes a first one"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration of a text that was read from `path`. Raises ConfigError with every problem found."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None  # the message ends with line and column
+    if "chains" in document:
+        raise ConfigError(f"{path}: chains: reserved for a later version; [[plugins]] is the one chain")
+    try:
+        tables = read(Document, document, context=Context(folder=path.parent, environ=environ))
+    except ConfigError as error:
+        raise error.at(str(path)) from None
+    admin = tables.admin
+    if admin.token is None and (token := environ.get(ADMIN_TOKEN)):
+        admin = msgspec.structs.replace(admin, token=Secret(token))
+    return Config(
+        server=tables.server,
+        admin=admin,
+        store=tables.store,
+        upstreams=tables.upstreams,
+        plugins=tables.plugins,
+        path=path,
+    )
+
+
+def _base_url(url: str) -> str:
+    """The URL without slashes at its end. No message repeats it: a password may stand in it."""
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("base_url holds white space or control characters")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("base_url is not an http or https URL; write it as in http://host:port/v1")
+    if "@" in parts.netloc:
+        raise ValueError("base_url carries a user or password; give the key in api_key")
+    if "?" in url or "#" in url:
+        raise ValueError("base_url carries a query or fragment; end it with the path, as in http://host:port/v1")
+    return url.rstrip("/")
+
+
+def _same_listener(server: Server, admin: Admin) -> bool:
+    hosts = {server.host, admin.host}
+    return server.port == admin.port != 0 and (len(hosts) == 1 or not hosts.isdisjoint(_WILDCARD_HOSTS))

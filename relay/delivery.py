@@ -1,0 +1,239 @@
+"""One reply on its way from the upstream to the sinks: bytes in, chunks out, one end.
+
+`StreamDelivery` reads an event stream: it knows what ends one ([DONE], an error object, the end of the bytes) and what
+must not pass for one. `WholeDelivery` collects a reply that is not streamed into one chunk. `replay` delivers a reply
+that a plugin gave.
+
+Nothing here awaits and nothing raises: what is wrong ends the reply with an outcome that says so. An end that comes from
+elsewhere (`stop`) reaches the sinks in the loop's next turn, never from inside a `feed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from relay.body import Body
+from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
+from relay.exchange import Exchange, Outcome
+from relay.plugin import Reply, Sink
+from relay.pure.openai import DONE, Chunk
+from relay.pure.sse import Decoder, EventTooLarge
+
+# A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
+MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+
+
+class Delivery:
+    """What both kinds share: flow control, and the end that comes once."""
+
+    __slots__ = ("_body", "_ex", "_sink", "done", "first_at", "reads")
+
+    def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
+        self._ex = ex
+        self._sink = sink
+        self._body = body
+        self.done = False
+        self.first_at = 0.0  # when the first byte came; the loop's clock
+        self.reads = 0  # how many reads there were: who watches for silence compares two looks
+
+    def start(self) -> None:
+        """Let it come."""
+        self._ex.attach(self)
+        if not self.done:
+            self._body.start(self)
+
+    # The exchange's levers
+
+    def pause(self) -> None:
+        if not self.done:
+            self._body.pause()
+
+    def resume(self) -> None:
+        if not self.done:
+            self._body.resume()
+
+    def stop(self, outcome: Outcome) -> None:
+        if not self.done:
+            self.done = True
+            self._body.close()
+            self._ex.loop.call_soon(self._sink.end, outcome)
+
+    # The body's consumer
+
+    def on_data(self, data: bytes) -> None:
+        if self.done:
+            return
+        if not self.reads:
+            self.first_at = self._ex.loop.time()
+        self.reads += 1
+        try:
+            self._take(data)
+        except Exception:  # noqa: BLE001 - sinks do not raise, so it is our own fault, and the parser would swallow it
+            self._ex.stop(Outcome("internal_error", InternalError()))
+
+    def on_eof(self) -> None:
+        if not self.done:
+            self._eof()
+
+    def on_error(self, error: BaseException) -> None:
+        self._end(Outcome("upstream_error", _died()))
+
+    def _take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _eof(self) -> None:
+        raise NotImplementedError
+
+    def _end(self, outcome: Outcome) -> None:
+        """The upstream has said all that counts."""
+        if not self.done:
+            self.done = True
+            self._body.drain()
+            self._sink.end(outcome)
+
+    def _fail(self, error: UpstreamError) -> None:
+        """The upstream has said what cannot be used."""
+        if not self.done:
+            self.done = True
+            self._body.close()
+            self._sink.end(Outcome("upstream_error", error))
+
+
+class StreamDelivery(Delivery):
+    """An event stream."""
+
+    __slots__ = ("_decoder", "_finished")
+
+    def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
+        super().__init__(ex, sink, body)
+        self._decoder: Decoder[Chunk] = Decoder(Chunk)
+        self._finished: set[object] = set()  # indexes of choices that have a finish_reason
+
+    def _take(self, data: bytes) -> None:
+        try:
+            chunks = self._decoder.feed(data)
+        except EventTooLarge:
+            self._fail(upstream_malformed())
+            return
+        feed = self._sink.feed
+        for chunk in chunks:
+            data = chunk.data
+            if data.startswith(DONE):
+                if data == DONE:
+                    self._end(Outcome("completed", done=chunk.raw))
+                else:
+                    # Clients stop at whatever begins like this, so it would be the end of their stream but not of ours.
+                    self._fail(upstream_malformed())
+            elif data.count(b"finish_reason") != data.count(b'finish_reason":null') or b'"error"' in data:
+                self._look(chunk)
+                if not self.done:
+                    feed(chunk)
+            elif data:  # an empty event says nothing, and openai-python raises on it
+                feed(chunk)
+            if self.done:
+                return
+
+    def _look(self, chunk: Chunk) -> None:
+        """A frame that may finish a choice, or the whole stream with an error."""
+        frame = chunk.json
+        if frame is None:
+            return
+        if frame.get("error") and not frame.get("choices"):
+            self._fail(_reported())
+            return
+        choices = frame.get("choices")
+        if isinstance(choices, list):
+            for position, choice in enumerate(choices):
+                if isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                    index = choice.get("index")
+                    self._finished.add(index if isinstance(index, int) else position)
+
+    def _eof(self) -> None:
+        for chunk in self._decoder.close():
+            if chunk.data == DONE:
+                self._end(Outcome("completed", done=chunk.raw))
+                return
+            if chunk.data:
+                self._look(chunk)
+                if self.done:
+                    return
+                self._sink.feed(chunk)
+        # Some servers never send [DONE]; what they said is complete when every choice has finished.
+        if len(self._finished) >= self._ex.request.choices:
+            self._end(Outcome("completed"))
+        else:
+            self._end(Outcome("upstream_error", upstream_incomplete()))
+
+
+class WholeDelivery(Delivery):
+    """A reply that is not streamed: one chunk."""
+
+    __slots__ = ("_parts", "_size")
+
+    def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
+        super().__init__(ex, sink, body)
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def _take(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > MAX_WHOLE_BYTES:
+            self._parts.clear()
+            self._fail(upstream_malformed())
+        else:
+            self._parts.append(data)
+
+    def _eof(self) -> None:
+        chunk = Chunk.body(b"".join(self._parts))
+        if chunk.json is None:
+            self._fail(upstream_malformed())
+            return
+        if chunk.json.get("error") and not chunk.json.get("choices"):
+            self._fail(_reported())
+            return
+        self._sink.feed(chunk)
+        self._end(Outcome("completed"))
+
+
+class Replay:
+    """A reply that a plugin gave, delivered as if it came from an upstream; it waits while somebody holds the flow."""
+
+    def __init__(self, ex: Exchange, sink: Sink, reply: Reply) -> None:
+        self._ex = ex
+        self._sink = sink
+        self._chunks = iter(reply.chunks)
+        self._done = False
+
+    def start(self) -> None:
+        self._ex.attach(self)
+        self.resume()
+
+    def pause(self) -> None:
+        """`resume` looks before every chunk."""
+
+    def resume(self) -> None:
+        while not self._done and not self._ex.paused and not self._ex.stopping:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self._done = True
+                self._sink.end(Outcome("completed"))
+            else:
+                self._sink.feed(chunk)
+
+    def stop(self, outcome: Outcome) -> None:
+        if not self._done:
+            self._done = True
+            asyncio.get_running_loop().call_soon(self._sink.end, outcome)
+
+
+def _died() -> UpstreamError:
+    return UpstreamError(
+        "The connection to the model server broke; what was sent is all there is. Ask again.",
+        code="upstream_incomplete",
+        kind="died",
+    )
+
+
+def _reported() -> UpstreamError:
+    return UpstreamError("The model server reported an error.", code="upstream_error", kind="reported")

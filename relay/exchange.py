@@ -1,0 +1,201 @@
+"""One request and its reply, as every plugin sees it: the exchange.
+
+It holds what plugins share (the request, typed state, reply headers), and the three levers on the way back: reading
+from the upstream is paused while anyone holds it, `stop` ends the reply, `spawn` starts work that ends with it.
+
+Callbacks on a pooled upstream connection run in the context of the request that opened that connection, so nothing here
+or in a sink may rely on context variables: what a sink needs is on its exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from relay.errors import RelayError
+from relay.pure.openai import DONE_EVENT
+from relay.pure.request import ChatRequest
+
+T = TypeVar("T")
+
+Operation = Literal["chat", "models"]
+
+OutcomeKind = Literal["completed", "filtered", "refused", "upstream_error", "client_gone", "drained", "internal_error"]
+
+
+class Key(Generic[T]):
+    """The name and type of a value that plugins share: `ex[KEY]`. Made once, at a module's level."""
+
+    __slots__ = ("name", "type")
+
+    def __init__(self, name: str, type: type[T]) -> None:
+        self.name = name
+        self.type = type
+
+    def __repr__(self) -> str:
+        return f"<Key {self.name}: {self.type.__name__}>"
+
+
+CALLER: Final = Key("caller", str)
+"""The name of the key that the request came with. Given by `auth`; never the key itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reply ended.
+
+    error: what the client is told: as the answer if the head has not left, else in the stream.
+    done: the bytes of the `[DONE]` event, as the upstream sent it.
+    """
+
+    kind: OutcomeKind
+    error: RelayError | None = None
+    done: bytes = DONE_EVENT
+
+
+class Flow(Protocol):
+    """The reading end of an upstream connection."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def stop(self, outcome: Outcome) -> None:
+        """Read no more; close what is open; `end(outcome)` reaches the sinks in the loop's next turn."""
+
+
+class ReplyHeaders(CIMultiDict[str]):
+    """Headers for the reply. Writable until the head has left; setting one then is an error, not a silent loss."""
+
+    sent = False
+
+    def __setitem__(self, name: str, value: str) -> None:
+        if self.sent:
+            raise RuntimeError(f"the head of the reply has left: header {name!r} cannot be set any more")
+        super().__setitem__(name, value)
+
+
+class Exchange:
+    """See the head of this file.
+
+    id: the request id, in the reply's `x-request-id` and in every log line.
+    started: the loop's clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        operation: Operation,
+        *,
+        headers: CIMultiDictProxy[str],
+    ) -> None:
+        self.id = id
+        self.operation: Operation = operation
+        self.headers = headers
+        self.reply_headers = ReplyHeaders()
+        self.outcome: Outcome | None = None
+        self.loop = asyncio.get_running_loop()
+        self.started = self.loop.time()
+        self._load: Callable[[], ChatRequest] | None = None
+        self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it
+        self._state: dict[Key[Any], Any] = {}
+        self._holders: set[Hashable] = set()
+        self._flow: Flow | None = None
+        self._stopped: Outcome | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def request(self) -> ChatRequest:
+        """The chat request, read when it is first looked at: whoever is not let in has nothing parsed.
+
+        Raises Reject if it is not one. Only exchanges whose operation is "chat" have one.
+        """
+        if self.loaded is None:
+            if self._load is None:
+                raise RuntimeError(f"a {self.operation} request has no chat request")
+            self.loaded = self._load()
+        return self.loaded
+
+    def loads(self, load: Callable[[], ChatRequest]) -> None:
+        """`load` reads the chat request; it may raise Reject."""
+        self._load = load
+
+    # Shared state
+
+    def __getitem__(self, key: Key[T]) -> T:
+        try:
+            return cast(T, self._state[key])
+        except KeyError:
+            raise KeyError(f"{key.name} is not set: no plugin before this one gives it") from None
+
+    def __setitem__(self, key: Key[T], value: T) -> None:
+        self._state[key] = value
+
+    def __contains__(self, key: Key[Any]) -> bool:
+        return key in self._state
+
+    def get(self, key: Key[T], default: T) -> T:
+        return cast(T, self._state.get(key, default))
+
+    # The way back
+
+    def attach(self, flow: Flow) -> None:
+        """The reply has begun to come. What was asked for before now takes effect."""
+        self._flow = flow
+        if self._stopped is not None:
+            flow.stop(self._stopped)
+        elif self._holders:
+            flow.pause()
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._holders)
+
+    def pause(self, who: Hashable) -> None:
+        """Read no more from the upstream until `who`, and everyone else who asked, has resumed."""
+        if not self._holders and self._flow is not None:
+            self._flow.pause()
+        self._holders.add(who)
+
+    def resume(self, who: Hashable) -> None:
+        """`who` has no objection any more. Reading starts again in the loop's next turn, never inside this call."""
+        if who in self._holders:
+            self._holders.discard(who)
+            if not self._holders:
+                self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if not self._holders and self._flow is not None:
+            self._flow.resume()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopped is not None
+
+    def stop(self, outcome: Outcome) -> None:
+        """Enough has been seen: the upstream is cancelled. `end(outcome)` still comes, once; the first outcome counts."""
+        if self._stopped is None:
+            self._stopped = outcome
+            if self._flow is not None:
+                self._flow.stop(outcome)
+
+    # Work that belongs to this exchange
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task that is cancelled and awaited when the exchange ends."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what was spawned and wait for it. The errors of cancelled work are its own."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

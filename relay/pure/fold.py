@@ -1,0 +1,116 @@
+"""The canonical copy of a text: what is moderated, and in whose characters everything is counted.
+
+The copy is made character by character, through one table without context: compatibility decomposition (NFKD), case
+folded, marks and format characters dropped, traditional characters simplified, lookalikes of ASCII letters and digits
+replaced by them. A character's copy is often one character, sometimes none (a zero-width space) or several (`…`, a
+Hangul syllable, `ﷺ` with its 18). No context, so that
+
+    fold(a + b) == fold(a) + fold(b)     for every cut, which NFKC and the simplification of phrases cannot say;
+    fold(fold(text)) == fold(text).
+
+The price: decomposed letters stay apart, marks are gone (`é` is `e`, `й` is `и`), a traditional character becomes its
+most common simplified one whatever word it stands in. The copy is for comparing; nobody is shown it.
+
+The table is data, made by `.ci/fold_table.py`, which says what is folded to what and why. Here are only the table's
+loading, its use, and the way back from a position in the copy to one in the text.
+"""
+
+import re
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+# To whom a half of a surrogate pair belongs is for `relay.pure.escapes` to find out; what is left alone is no character.
+_REPLACEMENT: Final = 0xFFFD
+_SURROGATES: Final = range(0xD800, 0xE000)
+
+# A syllable is a leading consonant, a vowel and perhaps a trailing consonant (The Unicode Standard, section 3.12).
+_HANGUL: Final = range(0xAC00, 0xD7A4)
+_LEADS, _VOWELS, _TRAILS = range(0x1100, 0x1113), range(0x1161, 0x1176), range(0x11A8, 0x11C3)
+
+# `str.translate` raises and swallows a KeyError for each character that its dict lacks: a third of the time of a Chinese
+# chunk. So the characters of most replies stand in it even where they are their own copies.
+_COMMON: Final = (range(0x20, 0x7F), range(0x3000, 0x3100), range(0x4E00, 0xA000))
+
+# ASCII is folded as bytes, 256 of them: `bytes.translate` looks nothing up.
+_ASCII_LOWER: Final = bytes(range(256)).lower()
+_ASCII_NOTHING: Final = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
+
+# Outside these characters a copy may be empty or long; each of these has a copy of exactly one character.
+_UNEVEN: Final = re.compile("[^\t\n\r -~–—‘-‟、-〩ぁ-んァ-ヾ一-鿿！-～]")
+
+
+def _load() -> tuple[dict[int, int | str], frozenset[str]]:
+    """The dict for `str.translate`, and the characters whose copy is empty."""
+    table = orjson.loads(Path(__file__).with_name("fold_table.json").read_bytes())
+    copies: dict[int, int | str] = {code: code for codes in _COMMON for code in codes}
+    copies.update(dict.fromkeys(_SURROGATES, _REPLACEMENT))
+    trails = ["", *map(chr, _TRAILS)]
+    copies.update(zip(_HANGUL, map("".join, product(map(chr, _LEADS), map(chr, _VOWELS), trails)), strict=True))
+    copies.update(str.maketrans(*map("".join, zip(*table["single"], strict=True))))
+    for several in table["several"]:
+        copies.update(str.maketrans(several))
+    nothing = [*_ASCII_NOTHING]
+    for first, last in table["nothing"]:
+        nothing += range(first, last + 1)
+    copies.update(dict.fromkeys(nothing, ""))
+    copies.update(zip(range(0x41, 0x5B), range(0x61, 0x7B), strict=True))  # A-Z
+    return copies, frozenset(map(chr, nothing))
+
+
+_COPIES, NOTHING = _load()
+
+
+def fold(text: str) -> str:
+    """The canonical copy of `text`."""
+    if text.isascii():
+        if text.isprintable():
+            return text.lower()
+        return text.encode().translate(_ASCII_LOWER, _ASCII_NOTHING).decode()
+    return text.translate(_COPIES)
+
+
+def trailing_nothing(text: str) -> int:
+    """How many characters at the end of `text` fold to nothing."""
+    row = 0
+    for char in reversed(text):
+        if char not in NOTHING:
+            break
+        row += 1
+    return row
+
+
+def longest_nothing(text: str, before: int = 0) -> int:
+    """The longest row of characters that fold to nothing, of which `before` stood directly before `text`."""
+    if _UNEVEN.search(text) is None:
+        return before
+    longest = row = before
+    for char in text:
+        if char in NOTHING:
+            row += 1
+            longest = max(longest, row)
+        else:
+            row = 0
+    return longest
+
+
+def original_length(text: str, canonical: int, *, ended: bool = False) -> int:
+    """How many characters of `text` lie wholly before position `canonical` of its copy.
+
+    A character that folds to nothing belongs to the next one that does not: what hides before a letter leaves with it.
+    Those at the very end belong to a letter yet to come, unless the text has `ended`: then they go with the whole copy.
+    """
+    if _UNEVEN.search(text) is None:
+        return max(0, min(canonical, len(text)))
+    complete = end = 0
+    for length, char in enumerate(text, 1):
+        copy = _COPIES.get(ord(char), char)
+        width = 1 if isinstance(copy, int) else len(copy)
+        end += width
+        if end > canonical:
+            return complete
+        if width:
+            complete = length
+    return len(text) if ended else complete

@@ -1,0 +1,610 @@
+"""The guard of one reply: which of its frames may leave, when, and what takes the place of those that may not.
+
+Frames go in with `feed`, verdicts with `passed`, `blocked` and `failed`, the end of the upstream with `end`. What comes
+out stands in `released` (chunks that may leave, in order) and `checks` (windows somebody has to ask a moderator about);
+the caller takes both after every call. The guard never awaits and reads no clock: `relay.gate` drives it.
+
+How it works. Every frame is queued with what it waits for: for each text in it, the run and the position that has to be
+cleared. Within a choice frames leave in order; between choices as they came, but when the guard is full a frame may
+pass frames of another choice. A run ends at its choice's finish, at the end of the upstream, and at the first frame of
+the choice that has text on another surface and none on this one: its tail then waits for nothing more.
+
+A violation ends its choice: what was cleared before it leaves, the rest is dropped, a closing frame says
+`finish_reason: "content_filter"`. When no choice is left, `over` asks the caller to stop the upstream.
+
+Progress. `held_bytes` is a reason to cut windows, and to pause the upstream only while a check is in flight
+(`wants_pause`). A guard that is full, waits for no check and can release nothing ends the reply: `moderation_stalled`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Literal, NamedTuple
+
+from relay.pure import tokens
+from relay.pure.fold import original_length
+from relay.pure.openai import (
+    Chunk,
+    Frame,
+    delta_frame,
+    dump,
+    envelope,
+    has_repeated_key,
+    load_exactly,
+    usage_frame,
+)
+from relay.pure.surfaces import PROSE, ChoiceReading, Reading, read
+from relay.pure.window import Cutting, Hit, Run, Scanner, Window
+
+OnViolation = Literal["finish", "replace", "error"]
+UnknownFields = Literal["check", "drop", "pass"]
+
+# A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
+MAX_CHOICES: Final = 128
+# Surfaces of one choice that are told apart; the strings of any further unknown fields are one surface.
+MAX_SURFACES: Final = 64
+
+# More than this says nothing new in a log; only a mode that does not cut can find more.
+MAX_VIOLATIONS: Final = 100
+
+# Comments that well-known servers send to keep a connection open. Any other comment loses its text.
+_KNOWN_COMMENTS: Final = frozenset(
+    (b":", b": OPENROUTER PROCESSING", b": keep-alive", b": keepalive", b": ping", b":ping")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the guard of every reply of a chain has in common."""
+
+    cutting: Cutting = field(default_factory=Cutting)
+    depth: int = 2  # checks in flight for one reply
+    held_bytes: int = 262_144
+    on_violation: OnViolation = "finish"
+    notice: str = ""
+    unknown_fields: UnknownFields = "check"
+    opaque: Literal["pass", "drop"] = "pass"
+    hold: bool = True  # False: nothing is held or cut, everything is measured
+
+
+class Violation(NamedTuple):
+    """Why a reply was cut: for the log. Never the text."""
+
+    choice: int | None
+    surface: str
+    position: int  # canonical characters of the surface before it
+    label: str
+    moderator: str
+    blocks: bool
+
+
+@dataclass(slots=True)
+class Tally:
+    """Characters (originals), flushed into the metrics when the reply has ended."""
+
+    came: int = 0
+    released: int = 0
+    blocked: int = 0  # in what was found; the rest of what came and was not released was only near it
+    late: int = 0  # text for a choice that had ended, never forwarded and not counted above
+    violations: list[Violation] = field(default_factory=list)  # the first MAX_VIOLATIONS of them
+
+
+class State(Enum):
+    LIVE = "live"
+    FINISHED = "finished"
+    BLOCKED = "blocked"
+
+
+class Choice:
+    """One choice of the reply."""
+
+    __slots__ = ("ended", "index", "runs", "scanners", "started", "state")
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.state = State.LIVE
+        self.started = False  # a frame of it has left
+        self.runs: dict[str, Run] = {}  # the open ones, by surface
+        self.ended: dict[str, Run] = {}  # the last ended one of each surface, for its tail
+        self.scanners: dict[str, Sequence[Scanner]] = {}
+
+
+class Held:
+    """A frame in the queue, or the closing of a choice that we ended.
+
+    waits: it may leave when each run is cleared up to the position beside it.
+    dropped: choices of it that may not leave; spoilt: nothing of it may.
+    """
+
+    __slots__ = ("chars", "choices", "chunk", "closes", "dropped", "size", "spoilt", "waits")
+
+    def __init__(self, chunk: Chunk, choices: tuple[Choice, ...], *, closes: Choice | None = None) -> None:
+        self.chunk = chunk
+        self.choices = choices
+        self.closes = closes
+        self.waits: list[tuple[Run, int]] = []
+        self.chars = 0
+        self.size = len(chunk.raw)
+        self.dropped: tuple[Choice, ...] = ()
+        self.spoilt = False
+
+    @property
+    def ready(self) -> bool:
+        for run, need in self.waits:  # noqa: SIM110 - this runs for every frame
+            if run.horizon < need:
+                return False
+        return True
+
+    def waits_for(self, choices: Iterable[Choice]) -> bool:
+        """Whether text of one of these choices keeps it."""
+        indexes = {choice.index for choice in choices}
+        return any(run.choice in indexes and run.horizon < need for run, need in self.waits)
+
+    def drop(self, choices: Sequence[Choice]) -> None:
+        self.dropped += tuple(choice for choice in self.choices if choice in choices)
+        indexes = {choice.index for choice in choices}
+        self.waits = [(run, need) for run, need in self.waits if run.choice not in indexes]
+
+
+_NOTHING: Final = Chunk(b"", b"")
+
+
+class Guard:
+    """See the head of this file. One a reply.
+
+    scanners: opens the scanners of one surface.
+    remote: whether windows are cut for moderators that have to be asked.
+    choices: how many choices were asked for (`n`).
+    usage: whether the client asked for a usage frame; prompt_tokens: our estimate, for a reply that we cut.
+    whole: the reply is not streamed: one frame, whose messages are rewritten where they violate.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        scanners: Callable[[], Sequence[Scanner]] = tuple,
+        *,
+        remote: bool = False,
+        choices: int = 1,
+        usage: bool = False,
+        prompt_tokens: int = 0,
+        whole: bool = False,
+    ) -> None:
+        self.released: list[Chunk] = []
+        self.checks: list[Window] = []
+        self.in_flight = 0
+        self.over = False  # nothing more is needed from the upstream
+        self.failure: str | None = None  # the code of the in-stream error that ends the reply
+        self.tally = Tally()
+        self._policy = policy
+        self._open_scanners = scanners
+        self._remote = remote
+        self._expected = choices
+        self._wants_usage = usage
+        self._prompt_tokens = prompt_tokens
+        self._whole = whole
+        self._choices: dict[int, Choice] = {}
+        self._loose = Choice(None)  # strings that belong to no choice
+        self._uncut: list[Run] = []  # runs that windows may have to be cut from, oldest first
+        self._found: list[tuple[Choice, Run, Hit]] = []
+        self._queue: deque[Held] = deque()
+        self._held = 0  # bytes in the queue
+        self._ending = False
+        self._shared: Frame = {}
+        self._usage: Frame | None = None
+        self._produced = 0.0  # estimated tokens that the upstream has produced
+
+    # What the caller looks at
+
+    @property
+    def finished(self) -> bool:
+        """After `end`: nothing is held any more."""
+        return self._ending and not self._queue
+
+    @property
+    def cut(self) -> bool:
+        """Whether a choice was ended for a violation."""
+        return any(choice.state is State.BLOCKED for choice in self._choices.values())
+
+    @property
+    def wants_pause(self) -> bool:
+        return self._held > self._policy.held_bytes and self.in_flight > 0
+
+    def deadline(self) -> float | None:
+        """When `tick` has to be called if nothing else happens; None if it need not."""
+        if not self._uncut or self.in_flight >= self._policy.depth:
+            return None
+        return min((due for run in self._uncut if (due := run.deadline()) is not None), default=None)
+
+    # What happens
+
+    def feed(self, chunk: Chunk, now: float) -> None:
+        """A frame has come from the upstream."""
+        if self._ending or self.over:
+            return
+        try:
+            frame = chunk.json
+            if frame is None:
+                raise ValueError("no object")  # noqa: TRY301
+            reading = read(frame, whole=self._whole)
+            chunk = self._forwardable(chunk, reading)
+            choices = [self._choice(part.index) for part in reading.choices]
+        except (ValueError, RecursionError):
+            self._malformed(now)
+            return
+        if choices:
+            self._shared = frame
+        usage = frame.get("usage")
+        if usage:
+            self._usage = usage
+        held = Held(chunk, tuple(choices))
+        for choice, part in zip(choices, reading.choices, strict=True):
+            if choice.state is State.LIVE:
+                self._read(choice, part, held, chunk.lenient, now)
+            elif choice.state is State.BLOCKED or part.texts:
+                self.tally.late += sum(len(text) for _, _, text in part.texts)
+                held.dropped += (choice,)
+        if reading.loose:
+            self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), held, chunk.lenient, now)
+            self._loose.state = State.LIVE
+        self._queue.append(held)
+        self._held += held.size
+        if self._found:
+            self._violations()
+        self._move(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._move(now)
+
+    def passed(self, window: Window, now: float) -> None:
+        """A window has passed all moderators, or may leave without."""
+        self.in_flight -= 1
+        window.run.passed(window)
+        self._move(now)
+
+    def blocked(self, window: Window, label: str, moderator: str, now: float) -> None:
+        """Nothing of this window that has not left may leave."""
+        self.in_flight -= 1
+        index = window.run.choice
+        choice = self._loose if index is None else self._choices[index]
+        self._found.append((choice, window.run, Hit(window.start, window.end, label, True, moderator)))
+        self._violations()
+        self._move(now)
+
+    def failed(self, window: Window, now: float) -> None:
+        """No moderator answered for this window, and nothing may leave without a verdict."""
+        self.in_flight -= 1
+        self._fail("moderation_unavailable")
+        self._move(now)
+
+    def end(self, now: float) -> None:
+        """The upstream has ended, or was stopped: no more frames. When all is released, `finished` is true."""
+        if self._ending:
+            return
+        self._ending = True
+        for choice in self._choices.values():
+            self._end_runs(choice, now)
+        if self._found:
+            self._violations()
+        self._move(now)
+
+    def abandon(self) -> None:
+        """Nobody reads any more: what is held is dropped."""
+        self._ending = self.over = True
+        self._drop_queue()
+
+    # Reading
+
+    def _choice(self, index: int) -> Choice:
+        choice = self._choices.get(index)
+        if choice is None:
+            if len(self._choices) >= MAX_CHOICES:
+                raise ValueError("too many choices")
+            choice = self._choices[index] = Choice(index)
+        return choice
+
+    def _read(self, choice: Choice, part: ChoiceReading, held: Held, lenient: bool, now: float) -> None:
+        """Take in what one choice says in one frame."""
+        if part.texts:
+            touched: list[Run] = []
+            for surface, kind, text in part.texts:
+                run = choice.runs.get(surface) or self._open(choice, surface)
+                before = run.end
+                hits = run.append(text, kind, now, lenient=lenient)
+                if hits or run.evasive:
+                    self._hits(choice, run, hits, before)
+                touched.append(run)
+                held.chars += len(text)
+                self.tally.came += len(text)
+                if self._policy.hold:
+                    held.waits.append((run, run.needs))
+            if self._wants_usage:
+                self._produced += tokens.estimate(part.texts[0][2])
+            if len(choice.runs) > 1:
+                self._end_others(choice, touched, now)
+        if part.finished:
+            choice.state = State.FINISHED
+            self._end_runs(choice, now)
+
+    def _open(self, choice: Choice, surface: str) -> Run:
+        if surface not in choice.scanners and len(choice.scanners) >= MAX_SURFACES:
+            surface = "?"
+        run = choice.runs.get(surface)
+        if run is None:
+            if surface not in choice.scanners:
+                choice.scanners[surface] = self._open_scanners()
+            run = choice.runs[surface] = Run(
+                choice.index,
+                surface,
+                self._policy.cutting,
+                choice.scanners[surface],
+                remote=self._remote,
+                resumes=choice.ended.get(surface),
+            )
+            if self._remote:
+                self._uncut.append(run)
+        return run
+
+    def _end_others(self, choice: Choice, touched: Sequence[Run], now: float) -> None:
+        """Text on one surface ends the runs of the others. Unknown fields come and go: they end no known run."""
+        known = any(not run.unknown for run in touched)
+        for run in tuple(choice.runs.values()):
+            if run not in touched and (known or run.unknown):
+                self._end_run(choice, run, now)
+
+    def _end_runs(self, choice: Choice, now: float) -> None:
+        for run in tuple(choice.runs.values()):
+            self._end_run(choice, run, now)
+
+    def _end_run(self, choice: Choice, run: Run, now: float) -> None:
+        before = run.end
+        hits = run.finish(now)
+        if hits or run.evasive:
+            self._hits(choice, run, hits, before)
+        choice.ended[run.surface] = choice.runs.pop(run.surface)
+
+    def _hits(self, choice: Choice, run: Run, hits: Sequence[Hit], before: int) -> None:
+        """What was found in text that came behind the position `before`."""
+        self._found.extend((choice, run, hit) for hit in sorted(hits))
+        if run.evasive:
+            run.evasive = False
+            self._found.append((choice, run, Hit(before, run.end, "evasion", True, "guard")))
+
+    # Violations
+
+    def _violations(self) -> None:
+        found, self._found = self._found, []
+        for choice, run, hit in found:
+            if len(self.tally.violations) < MAX_VIOLATIONS:
+                self.tally.violations.append(
+                    Violation(choice.index, run.surface, hit.start, hit.label, hit.moderator, hit.blocks)
+                )
+            if hit.blocks:
+                self.tally.blocked += hit.end - max(hit.start, 0)
+                if self._policy.hold:
+                    run.stop(hit.start)
+        for choice, run, _ in found:
+            if not run.stopped or choice.state is State.BLOCKED or self.failure is not None:
+                continue
+            if self._policy.on_violation == "error":
+                self._fail("content_filter")
+            elif choice is self._loose:
+                self._block_all()
+            else:
+                self._block(choice)
+
+    def _block(self, choice: Choice) -> None:
+        """End a choice from the first frame on that waits for its text."""
+        queue = list(self._queue)
+        first = next((n for n, held in enumerate(queue) if held.waits_for((choice,))), len(queue))
+        for held in queue[first:]:
+            held.drop((choice,))
+        if not self._whole:
+            queue.insert(first, Held(_NOTHING, (), closes=choice))
+        self._queue = deque(queue)
+        self._close(choice)
+
+    def _block_all(self) -> None:
+        """A string outside the choices violates: its frame and all after it are dropped, every choice ends."""
+        queue = list(self._queue)
+        first = next((n for n, held in enumerate(queue) if held.waits_for((self._loose,))), len(queue))
+        unsaid = {choice for held in queue[first:] for choice in held.choices}
+        self._held -= sum(held.size for held in queue[first:])
+        self._queue = deque(queue[:first])
+        self._expected = 0
+        for choice in list(self._choices.values()) or [self._choice(0)]:
+            if choice.state is State.LIVE or choice in unsaid:
+                self._queue.append(Held(_NOTHING, (), closes=choice))
+                self._close(choice)
+        self.over = True
+        if self._whole:
+            self._fail("content_filter")
+
+    def _close(self, choice: Choice) -> None:
+        choice.state = State.BLOCKED
+        for run in choice.runs.values():
+            run.stop(run.horizon)
+        live = any(other.state is State.LIVE for other in self._choices.values())
+        if not live and len(self._choices) >= self._expected:
+            self.over = True
+
+    def _fail(self, code: str) -> None:
+        """End the reply with an error, after what is cleared."""
+        if self.failure is None:
+            self.failure = code
+        self.over = self._ending = True
+        self._release()
+        self._drop_queue()
+
+    def _malformed(self, now: float) -> None:
+        """A frame that cannot be read never leaves; what came before it does, once it is cleared."""
+        self.failure = "upstream_malformed"
+        self.over = True
+        self.end(now)
+
+    # Releasing
+
+    def _move(self, now: float) -> None:
+        """Release what is cleared, cut what is ripe; see to it that something moves."""
+        self._release()
+        if self._uncut:
+            self._cut(now)
+        if self._held > self._policy.held_bytes:
+            self._make_room(now)
+        if self._ending and not self._queue:
+            self._last()
+
+    def _release(self) -> None:
+        queue = self._queue
+        while queue and queue[0].ready:
+            self._emit(queue.popleft())
+
+    def _cut(self, now: float, *, force: bool = False) -> None:
+        for run in self._uncut:
+            while self.in_flight < self._policy.depth and (force or run.ripe(now)):
+                window = run.take(now)
+                if window is None:
+                    break
+                self.in_flight += 1
+                self.checks.append(window)
+        self._uncut = [run for run in self._uncut if run.uncut]
+
+    def _make_room(self, now: float) -> None:
+        """The guard is full: let frames pass those of other choices, cut what there is, and never wait for nothing."""
+        waiting: set[Choice] = set()
+        kept: deque[Held] = deque()
+        for held in self._queue:
+            closes = (held.closes,) if held.closes is not None else ()
+            choices = (*held.choices, *closes)
+            if choices and held.ready and waiting.isdisjoint(choices):
+                self._emit(held)
+            else:
+                waiting.update(choices)
+                kept.append(held)
+        self._queue = kept
+        if self._held > self._policy.held_bytes:
+            if self._uncut:
+                self._cut(now, force=True)
+            # The newest frame alone may be larger than all there is room for.
+            if not self.in_flight and self._held - kept[0].size > self._policy.held_bytes:
+                self._fail("moderation_stalled")
+
+    def _emit(self, held: Held) -> None:
+        self._held -= held.size
+        if held.closes is not None:
+            self._emit_closing(held.closes)
+            return
+        chunk = held.chunk
+        if held.dropped:
+            rest = self._without(held)
+            if rest is None:
+                return
+            chunk = rest
+        for choice in held.choices:
+            choice.started = True
+        self.tally.released += held.chars
+        self.released.append(chunk)
+
+    def _emit_closing(self, choice: Choice) -> None:
+        shared = envelope(self._shared)
+        frames = []
+        if not choice.started:
+            frames.append({"role": "assistant", "content": ""})
+        if self._policy.on_violation == "replace":
+            frames.append({"content": self._policy.notice})
+        index = choice.index or 0
+        self.released.extend(Chunk.event(delta_frame(shared, index, delta)) for delta in frames)
+        self.released.append(Chunk.event(delta_frame(shared, index, {}, "content_filter")))
+
+    def _last(self) -> None:
+        """Everything has left. A client that asked for usage and was cut off gets what is known."""
+        if not self._wants_usage or self._whole or self.failure is not None:
+            return
+        if self.cut and self.over:
+            usage = self._usage or _estimated_usage(self._prompt_tokens, math.ceil(self._produced))
+            self.released.append(Chunk.event(usage_frame(envelope(self._shared), usage)))
+        self._wants_usage = False
+
+    def _drop_queue(self) -> None:
+        self._held = 0
+        self._queue.clear()
+
+    # Rewriting
+
+    def _forwardable(self, chunk: Chunk, reading: Reading) -> Chunk:
+        """The chunk itself, or one that says the same if its bytes could say more than was read."""
+        data = chunk.data
+        policy = self._policy
+        if reading.unknown:
+            dropped = "unknown" if policy.unknown_fields == "drop" else "opaque" if policy.opaque == "drop" else ""
+            if policy.unknown_fields != "check":
+                reading.forget_unknown()
+            if dropped and getattr(reading, dropped):
+                frame = load_exactly(data)
+                for container, key in getattr(read(frame, whole=self._whole), dropped):
+                    container[key] = None
+                return self._new(dump(frame))
+        if has_repeated_key(data, reading.keys):
+            return self._new(dump(load_exactly(data)))
+        if chunk.lenient:
+            data = data.decode("utf-8", "replace").encode()
+        if data is not chunk.data and data != chunk.data:
+            return self._new(data)
+        if chunk.plain or all(_says_nothing(line) for line in chunk.raw.splitlines()):
+            return chunk
+        return self._new(data)
+
+    def _new(self, data: bytes) -> Chunk:
+        if self._whole:
+            return Chunk.body(data)
+        lines = b"".join(b"data: %b\n" % line for line in data.split(b"\n"))
+        return Chunk(lines + b"\n", data)
+
+    def _without(self, held: Held) -> Chunk | None:
+        """The frame without the choices that may not leave; None if nothing is left to say."""
+        frame = load_exactly(held.chunk.data)
+        dropped = {choice.index: choice for choice in held.dropped}
+        kept = []
+        for position, choice in enumerate(frame["choices"]):
+            index = choice.get("index")
+            ended = dropped.get(index if type(index) is int else position)
+            if ended is None:
+                kept.append(choice)
+            elif self._whole:
+                kept.append(self._cleared(ended, choice))
+        if not kept:
+            return None
+        frame["choices"] = kept
+        return self._new(dump(frame))
+
+    def _cleared(self, choice: Choice, said: Frame) -> Frame:
+        """A choice of a whole reply, with the text of its message that was cleared and nothing else."""
+        message: Frame = {"role": "assistant"}
+        runs = choice.ended | choice.runs
+        for part in read({"choices": [said]}, whole=True).choices:
+            for surface in PROSE:
+                text = "".join(text for where, _, text in part.texts if where == surface)
+                if surface not in runs or not text:
+                    continue
+                run = runs[surface]
+                message[surface] = text[: original_length(text, run.horizon, ended=run.horizon >= run.end)]
+                if run.stopped and run.horizon < run.end:
+                    break
+        message.setdefault("content", "")
+        if self._policy.on_violation == "replace":
+            message["content"] += self._policy.notice
+        return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
+
+
+def _says_nothing(line: bytes) -> bool:
+    """Whether a line of an event can be forwarded unread: its data, which is read, or a comment that servers send."""
+    return not line or line == b"data" or line.startswith((b"data:", b"\xef\xbb\xbfdata:")) or line in _KNOWN_COMMENTS
+
+
+def _estimated_usage(prompt: int, completion: int) -> Frame:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

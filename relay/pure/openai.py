@@ -1,0 +1,156 @@
+"""The OpenAI chat API as bytes and views: chunks, requests, error bodies, closing frames.
+
+Nothing here is validated further than it must be. A chunk is parsed at most once, and only when somebody asks; it is
+forwarded as the bytes it came as. What it says is read by `relay.pure.surfaces`.
+
+Shapes: https://platform.openai.com/docs/api-reference/chat/streaming and what real servers send instead.
+"""
+
+from __future__ import annotations
+
+import json as stdlib_json
+from typing import Any, Final
+
+import orjson
+
+from relay.pure.sse import Event
+
+Frame = dict[str, Any]
+
+DONE: Final = b"[DONE]"
+DONE_EVENT: Final = b"data: [DONE]\n\n"
+
+
+class Chunk(Event):
+    """One piece of a reply: an event of a stream, or the whole body of a reply that is not streamed.
+
+    Immutable: who wants another text makes another chunk.
+    """
+
+    __slots__ = ("_json", "lenient")
+    _json: Frame | None
+    lenient: bool
+
+    @property
+    def json(self) -> Frame | None:
+        """The payload as an object; None if it cannot be read as one. Parsed once, shared: do not change it.
+
+        `lenient` then tells whether only the standard library could read it: lone surrogates, which stay in the
+        strings; NaN; bytes that are no UTF-8, read as U+FFFD.
+        """
+        try:
+            return self._json
+        except AttributeError:
+            pass
+        try:
+            value = orjson.loads(self.data)
+            self.lenient = False
+        except orjson.JSONDecodeError:
+            value = _load_leniently(self.data)
+            self.lenient = True
+        self._json = value if type(value) is dict else None
+        return self._json
+
+    @classmethod
+    def event(cls, frame: Frame) -> Chunk:
+        """A new event of a stream that says `frame`."""
+        data = dump(frame)
+        return cls(b"data: " + data + b"\n\n", data)
+
+    @classmethod
+    def body(cls, data: bytes) -> Chunk:
+        """The whole body of a reply that is not streamed."""
+        return cls(data, data)
+
+
+def _load_leniently(data: bytes) -> Any:
+    try:
+        return stdlib_json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def load_exactly(data: bytes) -> Frame:
+    """The object in `data` for changing and writing again: integers keep all their digits, unlike with orjson.
+
+    Raises ValueError if `data` holds no object.
+    """
+    value = stdlib_json.loads(data.decode("utf-8", "replace"))
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - it is the text that is wrong
+    return value
+
+
+def dump(value: object) -> bytes:
+    """Compact JSON. Integers beyond 64 bits and lone surrogates, which orjson refuses, are written too."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        try:
+            return stdlib_json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            return stdlib_json.dumps(value, separators=(",", ":")).encode()
+
+
+class RepeatedKeyError(ValueError):
+    """A key stands twice in one JSON object. Readers differ in which of the two they take."""
+
+
+def _pairs_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise RepeatedKeyError("a key is repeated in one object")
+    return unique
+
+
+def has_repeated_key(data: bytes, keys: int) -> bool:
+    """Whether a key stands twice in one object of this JSON text; `keys` is how many keys a parser kept of it.
+
+    Every key of JSON text is followed by one colon of its own, so a text with as many colons as keys repeats none. Only
+    where colons stand inside strings too is the text read again.
+    """
+    if data.count(b":") == keys:
+        return False
+    try:
+        stdlib_json.loads(data.decode("utf-8", "replace"), object_pairs_hook=_pairs_without_repeats)
+    except RepeatedKeyError:
+        return True
+    return False
+
+
+def count_keys(value: object) -> int:
+    """How many keys stand in a parsed value, at any depth."""
+    if type(value) is dict:
+        return len(value) + sum(map(count_keys, value.values()))
+    if type(value) is list:
+        return sum(map(count_keys, value))
+    return 0
+
+
+def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:
+    """The body of an error as both official SDKs read it."""
+    return orjson.dumps({"error": {"message": message, "type": type, "param": param, "code": code}})
+
+
+def error_event(body: bytes) -> bytes:
+    """The same error inside a stream whose head has left."""
+    return b"data: " + body + b"\n\n"
+
+
+# What the frames of one stream share; a frame that we add has to carry the same.
+_ENVELOPE: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+
+
+def envelope(frame: Frame) -> Frame:
+    """The fields that every frame of a stream shares, taken from one of its frames."""
+    return {name: frame[name] for name in _ENVELOPE if name in frame}
+
+
+def delta_frame(shared: Frame, index: int, delta: Frame, finish_reason: str | None = None) -> Frame:
+    """A frame of our own for one choice."""
+    return {**shared, "choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def usage_frame(shared: Frame, usage: Frame) -> Frame:
+    """The frame that closes a stream for a client that asked for `include_usage`."""
+    return {**shared, "choices": [], "usage": usage}

@@ -1,0 +1,289 @@
+"""Where text stands in a frame: the surfaces of its choices.
+
+A *surface* is a place of a choice that a client may show: `content`, `reasoning_content`, a tool call, and any string
+that nobody has told us about. A frame is read against a table of what is known; every other string under `choices`, and
+every unknown string at the frame's own level, is a surface too, named by its path. So a new field of a new server is
+moderated before anybody has heard of it.
+
+A text that stands in a frame twice (`message.content` beside `delta.content`) is read twice: whether two fields stay
+equal is not known until the stream has ended.
+
+The known fields were collected from recorded streams of some thirty servers; `tests/pure/test_surfaces.py` has them.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Any, Final
+
+from relay.pure.openai import Frame, count_keys
+
+
+class Kind(IntEnum):
+    """How a text is joined to what stands before it on its surface."""
+
+    PLAIN = 0
+    NAME = 1  # a tool's name: a line of its own before the arguments
+    ESCAPED = 2  # JSON text inside a string: its escapes are decoded once more
+
+
+Text = tuple[str, Kind, str]  # surface, kind, the text itself
+
+
+class ChoiceReading:
+    """What one choice of one frame says."""
+
+    __slots__ = ("finished", "index", "texts")
+
+    def __init__(self, index: int, texts: list[Text], finished: bool) -> None:
+        self.index = index
+        self.texts = texts
+        self.finished = finished
+
+
+class Reading:
+    """What one frame says.
+
+    choices: one entry a choice, in the frame's order.
+    loose: unknown strings outside the choices.
+    keys: how many keys stand in the frame at any depth.
+    unknown: (container, key) of every string that no table knows, so that it can be taken out; opaque: of those among
+    them that are no text.
+    """
+
+    __slots__ = ("choices", "keys", "loose", "opaque", "unknown")
+
+    def __init__(self) -> None:
+        self.choices: list[ChoiceReading] = []
+        self.loose: list[Text] = []
+        self.keys = 0
+        self.unknown: list[tuple[Any, str | int]] = []
+        self.opaque: list[tuple[Any, str | int]] = []
+
+    def forget_unknown(self) -> None:
+        """Drop the texts of unknown fields."""
+        self.loose = []
+        for part in self.choices:
+            part.texts = [text for text in part.texts if not text[0].startswith("?")]
+
+
+# Strings in these fields say nothing to a reader; what stands inside them is skipped.
+FRAME_METADATA: Final = frozenset(
+    "id object created model system_fingerprint service_tier usage provider obfuscation p timings x_groq seed "
+    "prompt_filter_results prompt_annotations prompt_logprobs prompt_token_ids kv_transfer_params "
+    "latency_checkpoint request_id nvext backend search_id".split()
+)
+CHOICE_METADATA: Final = frozenset(
+    "index finish_reason native_finish_reason stop_reason matched_stop content_filter_results content_filter_offsets "
+    "content_filter_result seed token_ids stop_sequence finish_details".split()
+)
+MESSAGE_METADATA: Final = frozenset("role token_id token_ids prefix".split())
+PART_METADATA: Final = frozenset("type format index id signature_type".split())
+TOOL_METADATA: Final = frozenset("index id type".split())
+PLAIN_SURFACES: Final = frozenset("content reasoning_content reasoning refusal".split())
+PART_SURFACES: Final = PLAIN_SURFACES | {"reasoning_details"}
+
+# Where a whole message says something to its reader, in the order in which a stream would have said it.
+PROSE: Final = ("reasoning_content", "reasoning", "content", "refusal")
+
+# A value this long without a space or a Han character is no text: audio, a signature, encrypted content.
+OPAQUE_CHARS: Final = 256
+_TEXT_LIKE: Final = re.compile(r"[\s\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def read(frame: Frame, *, whole: bool = False) -> Reading:
+    """Read one frame of a stream, or with `whole` a reply that is not streamed (its message is then the delta)."""
+    reading = Reading()
+    reader = _Reader(reading)
+    reading.keys = len(frame)
+    for key, value in frame.items():
+        kind = type(value)
+        if kind is str:
+            if key not in FRAME_METADATA and value:
+                reader.unknown(frame, key, value, key, reading.loose)
+        elif key == "choices" and kind is list:
+            for position, choice in enumerate(value):
+                reader.choice(value, position, choice, whole)
+        elif kind is dict or kind is list:
+            if key in FRAME_METADATA:
+                reading.keys += count_keys(value)
+            else:
+                reader.walk(frame, key, value, key, reading.loose)
+    return reading
+
+
+class _Reader:
+    __slots__ = ("reading",)
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def choice(self, choices: list[Any], position: int, choice: Any, whole: bool) -> None:
+        if type(choice) is not dict:
+            self.walk(choices, position, choice, "choices", self.reading.loose)
+            return
+        self.reading.keys += len(choice)
+        texts: list[Text] = []
+        for key, value in choice.items():
+            kind = type(value)
+            if key == "delta" and kind is dict:
+                self.message(value, "", texts)
+            elif key in CHOICE_METADATA:
+                if kind is dict or kind is list:
+                    self.reading.keys += count_keys(value)
+            elif key == "message" and kind is dict:
+                self.message(value, "" if whole else "message.", texts)
+            elif key == "logprobs" and kind is dict:
+                self.logprobs(value, texts)
+            elif key == "text" and kind is str:
+                if value:
+                    texts.append(("text", Kind.PLAIN, value))
+            else:
+                self.walk(choice, key, value, key, texts)
+        # A client that is handed no index counts for itself.
+        index = choice.get("index")
+        reading = ChoiceReading(
+            index if type(index) is int else position, texts, choice.get("finish_reason") is not None
+        )
+        self.reading.choices.append(reading)
+
+    def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
+        self.reading.keys += len(message)
+        for key, value in message.items():
+            kind = type(value)
+            if kind is str:
+                if not value or key in MESSAGE_METADATA:
+                    continue
+                if key in PLAIN_SURFACES:
+                    texts.append((prefix + key, Kind.PLAIN, value))
+                else:
+                    self.unknown(message, key, value, prefix + key, texts)
+            elif kind is list:
+                if key == "tool_calls":
+                    for position, call in enumerate(value):
+                        self.tool_call(value, position, call, prefix, texts)
+                elif key in PART_SURFACES:
+                    self.parts(value, prefix + key, texts)
+                else:
+                    self.walk(message, key, value, prefix + key, texts)
+            elif kind is dict:
+                if key == "function_call":
+                    self.function(value, prefix + key, texts)
+                elif key == "audio":
+                    self.audio(value, prefix + key, texts)
+                else:
+                    self.walk(message, key, value, prefix + key, texts)
+
+    def audio(self, audio: Frame, surface: str, texts: list[Text]) -> None:
+        """Speech: its transcript is text, its data is opaque."""
+        self.reading.keys += len(audio)
+        for key, value in audio.items():
+            if key == "transcript" and type(value) is str:
+                if value:
+                    texts.append((surface, Kind.PLAIN, value))
+            elif key != "id" or type(value) is not str:
+                self.walk(audio, key, value, f"{surface}.{key}", texts)
+
+    def parts(self, parts: list[Any], surface: str, texts: list[Text]) -> None:
+        """An array of parts: `{type: text, text}`, `{type: thinking, thinking: [...]}`, or plain strings."""
+        for position, part in enumerate(parts):
+            if type(part) is str:
+                if part:
+                    texts.append((surface, Kind.PLAIN, part))
+            elif type(part) is dict:
+                self.reading.keys += len(part)
+                for name, value in part.items():
+                    if name in PART_METADATA and type(value) is not dict and type(value) is not list:
+                        continue
+                    if name == "text" and type(value) is str:
+                        if value:
+                            texts.append((surface, Kind.PLAIN, value))
+                    elif name == "thinking" and type(value) is list:
+                        self.parts(value, surface + ".thinking", texts)
+                    else:
+                        self.walk(part, name, value, f"{surface}.{name}", texts)
+            else:
+                self.walk(parts, position, part, surface, texts)
+
+    def tool_call(self, calls: list[Any], position: int, call: Any, prefix: str, texts: list[Text]) -> None:
+        if type(call) is not dict:
+            self.walk(calls, position, call, prefix + "tool_calls", texts)
+            return
+        index = call.get("index")
+        surface = f"{prefix}tool_calls.{index if type(index) is int else position}"
+        self.reading.keys += len(call)
+        for key, value in call.items():
+            if key == "function" and type(value) is dict:
+                self.function(value, surface, texts)
+            elif key in TOOL_METADATA and type(value) is not dict and type(value) is not list:
+                continue
+            else:
+                self.walk(call, key, value, f"{surface}.{key}", texts)
+
+    def function(self, function: Frame, surface: str, texts: list[Text]) -> None:
+        """A name and its arguments are one text, the name on a line of its own, whichever came first in the JSON."""
+        self.reading.keys += len(function)
+        name, arguments = function.get("name"), function.get("arguments")
+        if type(name) is str and name:
+            texts.append((surface, Kind.NAME, name))
+        if type(arguments) is str and arguments:
+            texts.append((surface, Kind.ESCAPED, arguments))
+        for key, value in function.items():
+            if key not in ("name", "arguments") or type(value) is not str:
+                self.walk(function, key, value, f"{surface}.{key}", texts)
+
+    def logprobs(self, logprobs: Frame, texts: list[Text]) -> None:
+        """The tokens say the text again. (`top_logprobs` are guesses and are not guarded: the docs say so.)"""
+        self.reading.keys += len(logprobs)
+        for key, value in logprobs.items():
+            if key == "top_logprobs":
+                self.reading.keys += count_keys(value)
+            elif type(value) is list:
+                joined = []
+                for position, entry in enumerate(value):
+                    if type(entry) is dict:
+                        self.reading.keys += count_keys(entry)
+                        token = entry.get("token")
+                        if type(token) is str:
+                            joined.append(token)
+                        for name, other in entry.items():
+                            if name not in ("token", "top_logprobs", "bytes", "logprob"):
+                                self.reading.keys -= count_keys(other)
+                                self.walk(entry, name, other, f"logprobs.{key}.{name}", texts)
+                    elif type(entry) is str:
+                        joined.append(entry)
+                    else:
+                        self.walk(value, position, entry, f"logprobs.{key}", texts)
+                if joined:
+                    text = "".join(joined)
+                    if text:
+                        texts.append((f"logprobs.{key}", Kind.PLAIN, text))
+            else:
+                self.walk(logprobs, key, value, f"logprobs.{key}", texts)
+
+    def walk(self, container: Any, key: str | int, value: Any, path: str, texts: list[Text]) -> None:
+        """Every string below a place that no table knows."""
+        kind = type(value)
+        if kind is str:
+            if value:
+                self.unknown(container, key, value, path, texts)
+        elif kind is dict:
+            self.reading.keys += len(value)
+            for name, below in value.items():
+                if type(below) in _CONTAINERS:
+                    self.walk(value, name, below, f"{path}.{name}", texts)
+        elif kind is list:
+            for position, below in enumerate(value):
+                if type(below) in _CONTAINERS:
+                    self.walk(value, position, below, path, texts)
+
+    def unknown(self, container: Any, key: str | int, value: str, path: str, texts: list[Text]) -> None:
+        self.reading.unknown.append((container, key))
+        if len(value) <= OPAQUE_CHARS or _TEXT_LIKE.search(value):
+            texts.append(("?" + path, Kind.PLAIN, value))
+        else:
+            self.reading.opaque.append((container, key))
+
+
+_CONTAINERS: Final = frozenset((str, dict, list))

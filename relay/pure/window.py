@@ -1,0 +1,295 @@
+"""One run of text, and the windows in which it is shown to moderators that have to be asked.
+
+A *run* is consecutive text of one surface of one choice. It is counted in canonical characters (`relay.pure.fold`), and
+positions go on counting when a surface resumes in a later run. Two kinds of moderator see it:
+
+* *scanners* (a lexicon) read it as it comes and say at once how long a tail has to wait: it begins some phrase;
+* *remote* moderators are shown windows. With `e1 < e2 < …` the ends of the windows cut so far, window i is
+  `text[e(i-1) - (K-1) : e(i)]`: what is new, with the last K-1 characters before it. What stands before
+  `e(i) - (K-1)` is cleared when the windows 1…i have passed, in order; the whole run when it has ended and its last
+  window has passed.
+
+If e(i) is the first end at or after the end of a span of at most K characters, the span starts no earlier than
+`e(i-1) - (K-1)`: so window i shows it whole, and nothing of it was cleared. That is the guarantee (docs/moderation.md).
+
+Nothing here knows frames, clocks or verdict details; `relay.pure.guard` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from relay.pure.escapes import SurrogatePairer, Unescaper
+from relay.pure.fold import NOTHING, fold, longest_nothing, trailing_nothing
+from relay.pure.surfaces import Kind
+
+# More originals in a row that fold to nothing than any script needs: somebody hides something.
+MAX_NOTHING: Final = 64
+# Tencent's limit for one text, and a sane one for any service.
+MAX_WINDOW_CHARS: Final = 10_000
+# In canonical text: the fold has made ！ and ？ and ； ASCII, and … three full stops.
+SENTENCE_ENDS: Final = "。!?.;\n"
+
+ALL: Final = sys.maxsize
+
+
+class Hit(NamedTuple):
+    """A phrase found: half-open positions in canonical characters of its surface."""
+
+    start: int
+    end: int
+    label: str
+    blocks: bool
+    moderator: str
+
+
+class Scanner(Protocol):
+    """Reads one surface as it comes and knows exactly what it looks for."""
+
+    held: int  # how many characters at the end may be the head of a phrase
+
+    def feed(self, text: str) -> Sequence[Hit]: ...
+
+    def finish(self) -> Sequence[Hit]:
+        """The run has ended: what waited for a next character is decided. The surface may resume later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutting:
+    """When a window is cut. Lengths in canonical characters."""
+
+    holdback_chars: int = 16  # K: the longest span that the guarantee covers
+    first_chars: int = 32  # the first window, beyond the holdback
+    sentence_chars: int = 64
+    max_chars: int = 400
+    max_wait_s: float = 1.2
+    context_chars: int = 0  # how much cleared text is shown again, beyond the K-1 that always are
+
+    @property
+    def overlap(self) -> int:
+        return self.holdback_chars - 1
+
+
+class Window:
+    """A piece of a run that remote moderators have to pass."""
+
+    __slots__ = ("end", "passed", "run", "start", "text")
+
+    def __init__(self, run: Run, start: int, end: int, text: str) -> None:
+        self.run = run
+        self.start = start
+        self.end = end
+        self.text = text
+        self.passed = False
+
+
+class Run:
+    """Consecutive text of one surface of one choice, and how far it is cleared.
+
+    horizon: canonical characters before this position may leave.
+    end: canonical characters so far.
+    """
+
+    __slots__ = (
+        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence", "_text",
+        "_unescaper", "choice", "cut", "end", "ended", "evasive", "horizon", "since", "stopped", "surface", "unknown",
+        "windows",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        choice: int | None,
+        surface: str,
+        cutting: Cutting,
+        scanners: Sequence[Scanner] = (),
+        *,
+        remote: bool = False,
+        resumes: Run | None = None,
+    ) -> None:
+        """`resumes` is the earlier run of the same surface, whose tail is context for this one."""
+        self.choice = choice
+        self.surface = surface
+        self.unknown = surface.startswith("?")
+        self.windows: deque[Window] = deque()
+        self.ended = False
+        self.stopped = False  # a violation was found in it
+        self.evasive = False  # a row of originals that fold to nothing was too long
+        self.since = 0.0  # when the oldest character that is in no window came
+        self._cutting = cutting
+        self._scanners = scanners
+        self._remote = remote
+        self._unescaper: Unescaper | None = None
+        self._pairer: SurrogatePairer | None = None
+        self._named = False  # a tool's name was read and its arguments have not begun
+        self._before = 0  # originals at the end that fold to nothing
+        self._sentence = 0  # the last sentence end
+        start: int = resumes.end if resumes is not None else 0
+        self.end: int = start
+        self.cut = start
+        self.horizon = start
+        self._passed = start
+        # The text from `_base` on is kept: what windows still have to show.
+        self._text = resumes.tail() if resumes and remote else ""
+        self._base = self.end - len(self._text)
+
+    def tail(self) -> str:
+        """What a window cut now would show of the text before it."""
+        keep = max(self._cutting.overlap, self._cutting.context_chars)
+        return self._text[max(0, self.cut - keep - self._base) :]
+
+    def append(self, text: str, kind: Kind, now: float, *, lenient: bool = False) -> Sequence[Hit]:
+        """Text that has come. `lenient`: it may hold halves of surrogate pairs.
+
+        `needs` then tells when a frame that ends here may leave.
+        """
+        if kind:
+            text = self._join(text, kind)
+        if lenient or self._pairer is not None:
+            if self._pairer is None:
+                self._pairer = SurrogatePairer()
+            text = self._pairer.feed(text)
+        return self._extend(text, now) if text else ()
+
+    def _join(self, text: str, kind: Kind) -> str:
+        if kind is Kind.NAME:
+            self._named = True
+            return text
+        if self._unescaper is None:
+            self._unescaper = Unescaper()
+        line = "\n" if self._named else ""
+        self._named = False
+        return line + self._unescaper.feed(text)
+
+    def _extend(self, text: str, now: float) -> Sequence[Hit]:
+        copy = fold(text)
+        self._count_nothing(text)
+        if not copy:
+            return ()
+        if self.end == self.cut:
+            self.since = now
+        self.end += len(copy)
+        if self._remote:
+            self._text += copy
+            last = max(map(copy.rfind, SENTENCE_ENDS))
+            if last >= 0:
+                self._sentence = self.end - len(copy) + last + 1
+        hits: Sequence[Hit] = ()
+        for scanner in self._scanners:
+            found = scanner.feed(copy)
+            if found:
+                hits = (*hits, *found)
+        self._clear()
+        return hits
+
+    def _count_nothing(self, text: str) -> None:
+        if len(text) + self._before > MAX_NOTHING and longest_nothing(text, self._before) > MAX_NOTHING:
+            self.evasive = True
+        if text[-1] in NOTHING:
+            row = trailing_nothing(text)
+            self._before = row + self._before if row == len(text) else row
+        else:
+            self._before = 0
+
+    @property
+    def needs(self) -> int:
+        """The horizon at which everything read so far may leave.
+
+        An original that folds to nothing belongs to the next one that does not; so does half an escape.
+        """
+        waits = (
+            self._before
+            or (self._unescaper is not None and self._unescaper.pending)
+            or (self._pairer is not None and self._pairer.pending)
+        )
+        return self.end + 1 if waits else self.end
+
+    def finish(self, now: float) -> Sequence[Hit]:
+        """The run has ended: nothing more of it will come."""
+        if self.ended:
+            return ()
+        hits: Sequence[Hit] = ()
+        rest = self._unescaper.finish() if self._unescaper is not None else ""
+        if self._pairer is not None:
+            rest = self._pairer.feed(rest) + self._pairer.finish()
+        if rest:
+            hits = self._extend(rest, now)
+        self.ended = True
+        for scanner in self._scanners:
+            found = scanner.finish()
+            if found:
+                hits = (*hits, *found)
+        self._clear()
+        return hits
+
+    # Windows, for remote moderators only
+
+    def ripe(self, now: float) -> bool:
+        """Whether a window should be cut now."""
+        fresh = self.end - self.cut
+        if not fresh or self.stopped:
+            return False
+        cutting = self._cutting
+        return (
+            self.ended
+            or fresh >= cutting.max_chars
+            or (not self.cut and fresh >= cutting.first_chars + cutting.overlap)
+            or self._sentence - self.cut >= cutting.sentence_chars
+            or now - self.since >= cutting.max_wait_s
+        )
+
+    def deadline(self) -> float | None:
+        """When a window has to be cut if nothing else happens."""
+        if self.end == self.cut or self.stopped:
+            return None
+        return self.since + self._cutting.max_wait_s
+
+    def take(self, now: float) -> Window | None:
+        """Cut a window: all that is new, or up to the last sentence end if that is enough. None if nothing is new."""
+        if self.end == self.cut or self.stopped:
+            return None
+        cutting = self._cutting
+        end = min(self.end, self.cut + MAX_WINDOW_CHARS - max(cutting.overlap, cutting.context_chars))
+        if not self.ended and self._sentence - self.cut >= cutting.sentence_chars:
+            end = min(end, self._sentence)
+        self._text = self.tail()
+        self._base = self.end - len(self._text)
+        window = Window(self, self._base, end, self._text[: end - self._base])
+        self.windows.append(window)
+        self.cut = end
+        self.since = now
+        return window
+
+    def passed(self, window: Window) -> None:
+        """A window is cleared; its text leaves only after that of the windows before it."""
+        window.passed = True
+        while self.windows and self.windows[0].passed:
+            self._passed = self.windows.popleft().end
+        self._clear()
+
+    def _clear(self) -> None:
+        if self.stopped:
+            return
+        if self.ended and not self.windows and (not self._remote or self.cut == self.end):
+            self.horizon = ALL
+            return
+        horizon = self.end
+        for scanner in self._scanners:
+            horizon = min(horizon, self.end - scanner.held)
+        if self._remote:
+            horizon = min(horizon, self._passed - self._cutting.overlap)
+        self.horizon = max(self.horizon, horizon)
+
+    def stop(self, position: int) -> None:
+        """Nothing from `position` on may ever leave."""
+        self.stopped = True
+        self.windows.clear()
+        self.horizon = min(self.horizon, position)
+
+    @property
+    def uncut(self) -> bool:
+        """Whether windows may still have to be cut from it."""
+        return not self.stopped and (not self.ended or self.cut < self.end)

@@ -1,0 +1,284 @@
+"""The upstreams: which one is asked, how, and what its answers mean.
+
+One `Upstreams` a process. A request goes to the upstreams that serve its model, lowest priority first, within a priority
+by weight. The next one is tried only while nothing has been sent to the client and the failure is one that the operator
+lists in `retry_on`.
+
+What is sent on: our own headers and the body, nothing of the client's. Redirects are not followed, replies are asked for
+uncompressed, and aiohttp's own limits (100 connections, five minutes in all) are lifted: ours are per upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Final
+
+import aiohttp
+import orjson
+from aiohttp import hdrs
+
+from relay.body import Body
+from relay.config import ANY_MODEL, Upstream
+from relay.errors import Reject, RelayError, UpstreamError, unsupported_model, upstream_malformed
+from relay.exchange import Exchange
+from relay.metrics import Metrics
+
+# uvicorn closes idle connections after 5 s; one that we give up first is never found closed.
+POOL_IDLE_S: Final = 4.0
+# An error body is an object of a few hundred bytes; what is longer is a page.
+MAX_ERROR_BYTES: Final = 65_536
+MAX_ERROR_CHARS: Final = 2_000
+
+# What an upstream may say of the client's own request.
+_CLIENT_ERRORS: Final = frozenset({400, 404, 413, 422})
+_SECRETS: Final = re.compile(
+    r"\bhttps?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b(?:sk|key|Bearer)[-_ ][\w.*-]{6,}|"
+    r"\b[\w-]+(?:\.[\w-]+)+:\d{2,5}\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An upstream's reply whose head was good. asked_at is the loop's clock."""
+
+    upstream: Upstream
+    body: Body
+    asked_at: float
+
+
+class Upstreams:
+    """An async context manager that owns the connections."""
+
+    def __init__(
+        self, configured: Iterable[Upstream], make_body: Callable[[aiohttp.ClientResponse], Body], metrics: Metrics
+    ) -> None:
+        self._upstreams = tuple(sorted(configured, key=lambda upstream: upstream.priority))
+        self._make_body = make_body
+        self._metrics = metrics
+        self._models = {
+            model: tuple(u for u in self._upstreams if model in u.model_map or ANY_MODEL in u.model_map)
+            for upstream in self._upstreams
+            for model in upstream.model_map
+        }
+        self._random = random.Random()  # noqa: S311 - it spreads load
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Upstreams:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            auto_decompress=False,
+            skip_auto_headers=[hdrs.USER_AGENT],
+            trust_env=False,
+            trace_configs=[_reuse_traced()],
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The public names, in the order of the file, without "*"."""
+        return tuple(model for model in self._models if model != ANY_MODEL)
+
+    def candidates(self, model: str) -> Sequence[Upstream]:
+        """Who is to be asked for a model, in order. Raises Reject if nobody serves it."""
+        serving = self._models.get(model) or (self._models.get(ANY_MODEL, ()) if model else ())
+        if not serving:
+            raise unsupported_model()
+        # Sorting by u^(1/weight) draws without replacement in proportion to the weights (Efraimidis, Spirakis 2006).
+        return sorted(serving, key=lambda u: (u.priority, -(self._random.random() ** (1 / u.weight))))
+
+    async def ask(self, ex: Exchange) -> Answer:
+        """The first good answer. Raises UpstreamError or Reject."""
+        error: RelayError | None = None
+        for upstream in self.candidates(ex.request.model):
+            try:
+                return await self._ask_freshly(upstream, ex)
+            except _Refused as refused:
+                error = refused.error
+                if refused.reason not in upstream.retry_on:
+                    break
+        if error is None:
+            raise unsupported_model()
+        raise error
+
+    async def _ask_freshly(self, upstream: Upstream, ex: Exchange) -> Answer:
+        """Ask, and once more for every pooled connection that turns out to be closed."""
+        while True:
+            try:
+                return await self._ask(upstream, ex)
+            except _StaleError:
+                continue
+
+    async def _ask(self, upstream: Upstream, ex: Exchange) -> Answer:
+        if self._session is None:
+            raise RuntimeError("Upstreams is entered with `async with`")
+        request = ex.request
+        models = upstream.model_map
+        headers = {
+            hdrs.CONTENT_TYPE: "application/json",
+            hdrs.ACCEPT: "text/event-stream" if request.stream else "application/json",
+            hdrs.ACCEPT_ENCODING: "identity",
+            "x-request-id": ex.id,
+        }
+        if upstream.api_key is not None:
+            headers[hdrs.AUTHORIZATION] = f"Bearer {upstream.api_key.reveal()}"
+        asked_at = ex.loop.time()
+        connection = _Connection()
+        try:
+            async with asyncio.timeout(upstream.first_byte_timeout_s):
+                response = await self._session.post(
+                    upstream.base_url + "/chat/completions",
+                    data=request.encode(model=models.get(request.model)),
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_timeout_s),
+                    trace_request_ctx=connection,
+                )
+        except asyncio.CancelledError:
+            self._metrics.upstream_request(upstream.name, "cancelled")
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            if connection.reused and isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionError):
+                raise _StaleError from None
+            raise self._unanswered(upstream, cause) from cause
+        try:
+            if response.status == 200:
+                self._check_head(response, request.stream)
+                self._metrics.upstream_request(upstream.name, "answered")
+                return Answer(upstream, self._make_body(response), asked_at)
+            self._metrics.upstream_request(upstream.name, "refused")
+            error = await self._refusal(upstream, response)
+        except BaseException:
+            response.close()
+            raise
+        response.release()
+        raise _Refused(error, str(response.status))
+
+    def failed(self, upstream: Upstream, error: UpstreamError) -> None:
+        """An upstream has failed inside its reply."""
+        self._metrics.upstream_error(upstream.name, error.kind)
+
+    def _check_head(self, response: aiohttp.ClientResponse, stream: bool) -> None:
+        """Raises UpstreamError if what follows cannot be what was asked for."""
+        encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+        kind = response.content_type
+        # Some servers name no type for their streams; aiohttp then says application/octet-stream.
+        wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
+        if encoding != "identity" or wrong:
+            raise upstream_malformed()
+
+    def _unanswered(self, upstream: Upstream, cause: BaseException) -> _Refused:
+        """What it means that no head came."""
+        late = isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ConnectionTimeoutError)
+        unsent = isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        reason = "first_byte" if late else "connect" if unsent else "error"
+        self._metrics.upstream_request(upstream.name, "failed")
+        self._metrics.upstream_error(upstream.name, reason)
+        if late:
+            error = UpstreamError(
+                "The model server did not answer in time. Ask again later.",
+                code="upstream_timeout",
+                status=504,
+                kind=reason,
+            )
+        else:
+            error = UpstreamError(
+                "The model server cannot be reached. Ask again later.",
+                code="upstream_unavailable",
+                status=502,
+                kind=reason,
+            )
+        return _Refused(error, reason)
+
+    async def _refusal(self, upstream: Upstream, response: aiohttp.ClientResponse) -> RelayError:
+        """The error for a status that is not 200."""
+        status = response.status
+        if status in _CLIENT_ERRORS:
+            return await _client_error(response)
+        self._metrics.upstream_error(upstream.name, "status")
+        if status in (401, 403):
+            return UpstreamError(
+                "The model server does not accept the relay's credentials; tell the operator.",
+                code="upstream_auth",
+                kind="status",
+            )
+        if status == 429:
+            retry_after = response.headers.get(hdrs.RETRY_AFTER, "")
+            headers: dict[str, str] = (
+                {hdrs.RETRY_AFTER: retry_after} if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else {}
+            )
+            return Reject(
+                "The model server is busy. Ask again later.",
+                code="rate_limit_exceeded",
+                status=429,
+                type="requests",
+                headers=headers,
+            )
+        return UpstreamError("The model server failed. Ask again later.", code="upstream_error", kind="status")
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What a request has learnt of its connection."""
+
+    reused: bool = False
+
+
+def _reuse_traced() -> aiohttp.TraceConfig:
+    """Tells each request whether its connection came from the pool."""
+
+    async def reused(
+        session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
+    ) -> None:
+        context.trace_request_ctx.reused = True
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_reuseconn.append(reused)
+    return config
+
+
+class _StaleError(Exception):
+    """A pooled connection was closed before any byte came: the upstream cannot have acted."""
+
+
+class _Refused(Exception):  # noqa: N818 - it is not raised to anybody outside
+    """One upstream did not serve. `reason` is a word of `retry_on`."""
+
+    def __init__(self, error: RelayError, reason: str) -> None:
+        super().__init__(reason)
+        self.error = error
+        self.reason = reason
+
+
+async def _client_error(response: aiohttp.ClientResponse) -> Reject:
+    """What the upstream says of the client's request, without addresses and keys."""
+    try:
+        async with asyncio.timeout(5):
+            body = await response.content.read(MAX_ERROR_BYTES)
+        said = orjson.loads(body)["error"]
+        message = str(said["message"])
+    except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError, KeyError, TypeError):
+        said, message = {}, "The model server refuses this request."
+    fields = {name: said[name] for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    return Reject(
+        scrub(message)[:MAX_ERROR_CHARS],
+        code=scrub(fields.get("code", "invalid_request")),
+        status=response.status,
+        type=scrub(fields.get("type", "invalid_request_error")),
+        param=fields.get("param"),
+    )
+
+
+def scrub(message: str) -> str:
+    """A message without what looks like an address or a key."""
+    return _SECRETS.sub("…", message)

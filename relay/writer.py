@@ -1,0 +1,188 @@
+"""The last sink: what is released goes to the client.
+
+The head leaves with the first frame. Until then the answer may still become a clean error. Frames are written straight
+to the transport, in HTTP chunks framed here; only the head, a full socket and the end need the handler's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from relay.errors import InternalError, RelayError
+from relay.exchange import Exchange, Outcome
+from relay.pure.openai import Chunk, error_event
+
+# What we may hold for a client that does not read. The kernel's buffers come on top.
+HIGH_WATER_BYTES: Final = 65_536
+
+STREAM_HEADERS: Final[Mapping[str, str]] = {
+    hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+    hdrs.CACHE_CONTROL: "no-cache",
+    "X-Accel-Buffering": "no",
+}
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+
+class ClientStalled(Exception):  # noqa: N818 - it is the client that is at fault
+    """The client has read nothing for longer than it may."""
+
+
+class StreamWriter:
+    """Writes a stream. `run` is awaited by the request's handler until the stream has ended."""
+
+    __slots__ = (
+        "_bytes", "_chunked", "_ended", "_ex", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
+        "chunks", "first_at", "headers", "outcome",
+    )  # fmt: skip
+
+    def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
+        self.outcome: Outcome | None = None
+        self.headers: dict[str, str] = {}
+        self.chunks = 0
+        self.first_at = 0.0  # when the first frame left; the loop's clock
+        self._ex = ex
+        self._request = request
+        self._stall_timeout_s = stall_timeout_s
+        self._chunked = request.version >= HttpVersion11  # HTTP/1.0: the body ends with the connection
+        self._transport: asyncio.Transport | None = None
+        self._pending: list[bytes] = []  # before the head has left
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = asyncio.Event()
+
+    # The sink
+
+    def feed(self, chunk: Chunk) -> None:
+        self.chunks += 1
+        self._write(chunk.raw)
+
+    def end(self, outcome: Outcome) -> None:
+        if self.outcome is not None:
+            return
+        self.outcome = outcome
+        if outcome.kind != "client_gone" and (self._began or outcome.error is None):
+            error = error_event(outcome.error.body) if outcome.error is not None else b""
+            self._write(error + outcome.done)
+        self._ended.set()
+        self._wake()
+
+    async def ended(self) -> None:
+        """Returns when the end has come through."""
+        await self._ended.wait()
+
+    @property
+    def _began(self) -> bool:
+        return self._transport is not None or bool(self._pending)
+
+    def keep_alive(self) -> None:
+        """Say that we are still there, if the head has left and the end has not come."""
+        if self._transport is not None and self.outcome is None:
+            self._write(KEEP_ALIVE)
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            self._pending.append(data)
+            self._wake()
+        elif not transport.is_closing():
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+                self._ex.pause(self)
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _woken(self) -> None:
+        self._waiter = self._ex.loop.create_future()
+        await self._waiter
+        self._waiter = None
+
+    # The handler's side
+
+    async def run(self) -> web.StreamResponse:
+        """Send what is fed until the end. Raises the outcome's error if the head has not left by then."""
+        if self.outcome is None and not self._pending:
+            await self._woken()
+        if not self._pending:
+            raise self.outcome.error or InternalError() if self.outcome else InternalError()
+        response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers, **self._ex.reply_headers})
+        self._ex.reply_headers.sent = True
+        stream = await response.prepare(self._request)
+        transport = self._request.transport
+        if stream is None or transport is None:
+            raise ConnectionResetError("the client is gone")
+        self._transport = transport
+        self.first_at = self._ex.loop.time()
+        pending, self._pending = self._pending, []
+        self._write(b"".join(pending))
+        while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+            if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+                try:
+                    async with asyncio.timeout(self._stall_timeout_s):
+                        await stream.drain()
+                except TimeoutError:
+                    transport.abort()
+                    raise ClientStalled from None
+            self._ex.resume(self)
+            if self.outcome is None:
+                await self._woken()
+        await response.write_eof()
+        return response
+
+
+class WholeWriter:
+    """Sends a reply that is not streamed."""
+
+    def __init__(self, ex: Exchange) -> None:
+        self.outcome: Outcome | None = None
+        self.headers: dict[str, str] = {}
+        self.status = 200
+        self.chunks = 0
+        self.first_at = 0.0
+        self._ex = ex
+        self._body: bytes | None = None
+        self._ended = asyncio.Event()
+
+    def feed(self, chunk: Chunk) -> None:
+        self.chunks += 1
+        self._body = chunk.raw
+
+    def end(self, outcome: Outcome) -> None:
+        if self.outcome is None:
+            self.outcome = outcome
+            self._ended.set()
+
+    async def ended(self) -> None:
+        await self._ended.wait()
+
+    def keep_alive(self) -> None:
+        """There is nothing to say before the whole reply."""
+
+    async def run(self) -> web.StreamResponse:
+        """Wait for the reply. Raises the outcome's error if there is one."""
+        await self._ended.wait()
+        if self.outcome is not None and self.outcome.error is not None:
+            raise self.outcome.error
+        if self._body is None:
+            raise InternalError
+        headers = {hdrs.CONTENT_TYPE: "application/json", **self.headers, **self._ex.reply_headers}
+        self._ex.reply_headers.sent = True
+        self.first_at = self._ex.loop.time()
+        return web.Response(body=self._body, status=self.status, headers=headers)
+
+
+Writer = StreamWriter | WholeWriter
+
+
+def error_response(error: RelayError, headers: Mapping[str, str]) -> web.Response:
+    """An error as an answer of its own."""
+    return web.Response(
+        body=error.body,
+        status=error.status,
+        headers={hdrs.CONTENT_TYPE: "application/json", **headers, **error.headers},
+    )

@@ -1,0 +1,96 @@
+"""What holds for every test: the loop, no blocking call on it, and nothing left behind.
+
+The loop is uvloop's where the platform has it, as `relay serve` runs. A blocking call with code of `relay` or
+`relay_plugins` on its stack is an error while a loop runs; pytest's, hypothesis's and a test's own file access is not
+looked at. After an async test and its fixtures no task and no socket may be left.
+
+Hypothesis: HYPOTHESIS_PROFILE=default | ci (the same examples every time) | long.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+import pytest
+from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
+
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
+
+settings.register_profile("default", deadline=None, max_examples=60)
+settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, database=None)
+settings.register_profile("long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+_TURNS = 50  # of the loop, after which what was closed is closed: a few are enough
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test on the one loop."""
+    return {"loop": new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def _blockbuster() -> BlockBuster:
+    blockbuster = BlockBuster(["relay", "relay_plugins"])
+    blockbuster.functions["io.BufferedWriter.write"].can_block_in("relay/log.py", "msg")  # lines to standard output
+    return blockbuster
+
+
+@pytest.fixture(autouse=True)
+def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Watch an async test for blocking calls, and look round when it and its other fixtures are done."""
+    if request.node.get_closest_marker("asyncio") is None:
+        yield
+        return
+    request.getfixturevalue("_no_task_left")
+    blockbuster: BlockBuster = request.getfixturevalue("_blockbuster")
+    blockbuster.activate()
+    yield
+    blockbuster.deactivate()
+
+
+# Set up in this order: the loop, the sockets, the tasks; so looked at in the other: tasks (which gives closed sockets
+# their turns of the loop), sockets (while the loop stands still, since a running uvloop has two of its own), the loop.
+
+
+@pytest.fixture
+async def _loop() -> None:
+    """Have the test's loop made."""
+
+
+@pytest.fixture
+def _no_socket_left(_loop: None) -> Iterator[None]:
+    before = _sockets()
+    yield
+    assert set() == _sockets() - before, "the test left sockets open"
+
+
+@pytest.fixture
+async def _no_task_left(_no_socket_left: None) -> AsyncIterator[None]:
+    yield
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+    assert set() == asyncio.all_tasks() - {asyncio.current_task()}, "the test left tasks"
+
+
+def _sockets() -> set[str]:
+    """The open sockets of this process by inode ("socket:[4711]"); none where there is no /proc."""
+    found = set()
+    try:
+        descriptors = os.listdir("/proc/self/fd")
+    except FileNotFoundError:
+        return found
+    for descriptor in descriptors:
+        try:
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found

@@ -1,0 +1,257 @@
+"""What the relay counts, read back as a scraper reads it."""
+
+from typing import get_args
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from relay import exchange
+from relay import metrics as names
+from relay.errors import UpstreamError
+from relay.metrics import FAMILIES, Metrics, ModerationTally, RequestRecord
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(models=["small", "large"], upstreams=["main"])
+
+
+def samples(metrics, accept=""):
+    """Every sample of a scrape: (name, labels as a frozenset of pairs) → value."""
+    body, content_type = metrics.render(accept)
+    parse = parse_openmetrics if "openmetrics" in content_type else parse_text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(body.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics, name, **labels):
+    return samples(metrics)[name, frozenset(labels.items())]
+
+
+def ended(**fields):
+    return RequestRecord(**{"operation": "chat", "outcome": "completed", "duration_s": 1.0, **fields})
+
+
+def test_request_is_counted_by_operation_and_outcome(metrics):
+    """One request is one count under its operation and outcome, and none under another."""
+    metrics.request_ended(ended(outcome="filtered"))
+    assert value(metrics, "relay_requests_total", operation="chat", outcome="filtered") == 1
+    assert value(metrics, "relay_requests_total", operation="chat", outcome="completed") == 0
+
+
+def test_request_times_land_in_their_histograms(metrics):
+    """Each time that a record carries is observed once, in seconds."""
+    metrics.request_ended(
+        ended(model="small", duration_s=3.0, first_byte_s=0.03, first_token_s=0.3, overhead_s=0.0002, chunks=40)
+    )
+    model = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "small"}
+    assert value(metrics, "gen_ai_server_request_duration_seconds_sum", **model, error_type="") == 3.0
+    assert value(metrics, "gen_ai_server_time_to_first_token_seconds_sum", **model) == 0.3
+    assert value(metrics, "relay_time_to_first_byte_seconds_sum") == 0.03
+    assert value(metrics, "relay_overhead_seconds_bucket", le="0.0001") == 0
+    assert value(metrics, "relay_overhead_seconds_bucket", le="0.00025") == 1
+    assert value(metrics, "relay_chunks_total") == 40
+
+
+def test_what_did_not_happen_is_not_observed(metrics):
+    """A request that ended before its first byte adds nothing to the histograms of what follows."""
+    metrics.request_ended(ended(outcome="upstream_error"))
+    assert value(metrics, "relay_time_to_first_byte_seconds_count") == 0
+    assert value(metrics, "relay_overhead_seconds_count") == 0
+    assert not [name for name, _ in samples(metrics) if name.startswith("gen_ai_server_time_to_first_token")]
+
+
+@pytest.mark.parametrize("outcome", names.OUTCOMES)
+def test_error_type_is_empty_only_for_clean_ends(metrics, outcome):
+    """`error_type` is the outcome, or empty if the reply ended as a reply should."""
+    metrics.request_ended(ended(outcome=outcome, model="small"))
+    error_type = "" if outcome in ("completed", "filtered") else outcome
+    labels = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "small", "error_type": error_type}
+    assert value(metrics, "gen_ai_server_request_duration_seconds_count", **labels) == 1
+
+
+def test_only_generation_is_in_the_genai_histograms(metrics):
+    """A list of models does not blur the durations of chats."""
+    metrics.request_ended(ended(operation="models", first_token_s=0.1))
+    assert not [name for name, _ in samples(metrics) if name.startswith("gen_ai_")]
+
+
+def test_values_outside_the_closed_sets(metrics):
+    """An unknown value is counted as "other", an unknown outcome as our own fault."""
+    metrics.request_ended(ended(operation="dance", outcome="shrug", refusal="because"))
+    metrics.request_ended(ended(model="gpt-9"))
+    metrics.upstream_request("nowhere", "sulked")
+    metrics.upstream_error("nowhere", "sulked")
+    metrics.moderated(
+        ModerationTally(
+            unverified={"laziness": 3},
+            checks={("stranger", "guess"): 4},
+            violations={("stranger", "Rude"): 5},
+        )
+    )
+    assert value(metrics, "relay_requests_total", operation="other", outcome="internal_error") == 1
+    assert value(metrics, "relay_refusals_total", code="other") == 1
+    assert (
+        value(
+            metrics,
+            "gen_ai_server_request_duration_seconds_count",
+            gen_ai_operation_name="chat",
+            gen_ai_request_model="other",
+            error_type="",
+        )
+        == 1
+    )
+    assert value(metrics, "relay_upstream_requests_total", upstream="other", outcome="other") == 1
+    assert value(metrics, "relay_upstream_errors_total", upstream="other", kind="other") == 1
+    assert value(metrics, "relay_released_unverified_characters_total", reason="other") == 3
+    assert value(metrics, "relay_moderation_checks_total", moderator="other", outcome="other") == 4
+    assert value(metrics, "relay_moderation_violations_total", moderator="other", label="other") == 5
+
+
+def test_closed_sets_hold_what_the_core_says():
+    """Every outcome, operation and kind of error that the core can name has a label of its own."""
+    assert set(get_args(exchange.OutcomeKind)) == set(names.OUTCOMES)
+    assert set(get_args(exchange.Operation)) <= set(names.OPERATIONS)
+    assert UpstreamError("", code="upstream_unavailable").kind in names.UPSTREAM_ERRORS
+
+
+def test_streams_open_and_close(metrics):
+    """The gauge says how many are open and returns to zero."""
+    metrics.stream_opened()
+    metrics.stream_opened()
+    assert value(metrics, "relay_open_streams") == 2
+    metrics.stream_closed()
+    metrics.stream_closed()
+    assert value(metrics, "relay_open_streams") == 0
+
+
+def test_upstreams_are_counted_by_name(metrics):
+    """Requests to a configured upstream, and its errors, stand under its name."""
+    metrics.upstream_request("main", "answered")
+    metrics.upstream_error("main", "idle")
+    assert value(metrics, "relay_upstream_requests_total", upstream="main", outcome="answered") == 1
+    assert value(metrics, "relay_upstream_errors_total", upstream="main", kind="idle") == 1
+
+
+def test_moderation_tally(metrics):
+    """A tally is added up, each of its amounts under its own name."""
+    metrics.add_moderator("lexicon", ["insult"])
+    tally = ModerationTally(
+        came=100,
+        checked=130,
+        released=70,
+        withheld=20,
+        blocked=10,
+        unverified={"open_failure": 7},
+        checks={("lexicon", "pass"): 3, ("lexicon", "block"): 1},
+        violations={("lexicon", "insult"): 1, ("lexicon", "heresy"): 2},
+        longest_hold_s=0.4,
+    )
+    metrics.moderated(tally)
+    metrics.moderated(tally)
+    states = {
+        state: value(metrics, "relay_moderation_characters_total", state=state)
+        for state in ("in", "checked", "released", "withheld", "blocked")
+    }
+    assert states == {"in": 200, "checked": 260, "released": 140, "withheld": 40, "blocked": 20}
+    assert value(metrics, "relay_released_unverified_characters_total", reason="open_failure") == 14
+    assert value(metrics, "relay_moderation_checks_total", moderator="lexicon", outcome="pass") == 6
+    assert value(metrics, "relay_moderation_checks_total", moderator="lexicon", outcome="block") == 2
+    assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="insult") == 2
+    assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="other") == 4
+    assert value(metrics, "relay_moderation_hold_seconds_sum") == 0.8
+
+
+def test_counters_are_there_before_their_first_event(metrics):
+    """`rate()` sees the first event of any kind, because its counter was scraped at zero before."""
+    metrics.add_moderator("lexicon", ["insult"])
+    counters = {
+        (name, labels): amount
+        for (name, labels), amount in samples(metrics).items()
+        if name.startswith("relay_") and name.endswith("_total")
+    }
+    assert {family.name for family in FAMILIES if family.type == "counter"} == {name for name, _ in counters}
+    assert {0.0} == set(counters.values())
+
+
+def test_two_relays_do_not_share_counts(metrics):
+    """Collectors belong to their `Metrics`."""
+    metrics.request_ended(ended())
+    other = Metrics(models=["small"], upstreams=["main"])
+    assert value(other, "relay_requests_total", operation="chat", outcome="completed") == 0
+
+
+def test_build_info_names_what_runs(metrics):
+    """One series of value 1 names the versions."""
+    [(labels, amount)] = [
+        (dict(labels), amount) for (name, labels), amount in samples(metrics).items() if name == "relay_build_info"
+    ]
+    assert amount == 1
+    assert {"version", "python", "aiohttp"} == set(labels)
+    assert all(labels.values())
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        # Prometheus 2 and 3, curl, a browser.
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            True,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+            "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.3",
+            True,
+        ),
+        ("Application/OpenMetrics-Text", True),
+        ("*/*", False),
+        ("text/html,application/xhtml+xml", False),
+        ("", False),
+    ],
+)
+def test_format_follows_the_accept_header(metrics, accept, openmetrics):
+    """OpenMetrics for who names it, the text format for all others; both say the same."""
+    body, content_type = metrics.render(accept)
+    assert openmetrics == content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert openmetrics == body.endswith(b"# EOF\n")
+    # What the process collector reads (memory, processor time) moves between two scrapes.
+    plain, chosen = samples(metrics), samples(metrics, accept)
+    assert {key: amount for key, amount in plain.items() if "process" not in key[0]} == {
+        key: amount for key, amount in chosen.items() if "process" not in key[0]
+    }
+
+
+def test_families_are_what_is_exposed(metrics):
+    """The list for the documentation and the scrape agree on name, type, help and labels."""
+    metrics.request_ended(ended(first_token_s=1.0))
+    exposed = {family.name: family for family in parse_text(metrics.render()[0].decode())}
+    for name, kind, text, labels in Metrics.families():
+        # The parser drops a counter's `_total`, as OpenMetrics has it.
+        family = exposed.pop(name.removesuffix("_total") if kind == "counter" else name)
+        assert (kind, text) == (family.type, family.documentation)
+        assert {frozenset(labels)} == {frozenset(sample.labels) - {"le"} for sample in family.samples}
+    assert all(name.startswith("process_") for name in exposed)
+
+
+def test_no_created_series(metrics):
+    """No `_created` series: they would double the counters for a Prometheus that stores them."""
+    assert not [name for name, _ in samples(metrics, "application/openmetrics-text") if name.endswith("_created")]
+
+
+def test_series_are_bounded_by_the_configuration():
+    """A thousand hostile model names and every way to end stay under two thousand series with ten models."""
+    models = [f"model-{number}" for number in range(10)]
+    metrics = Metrics(models=models, upstreams=["main", "spare"])
+    metrics.add_moderator("lexicon", ["lexicon"])
+    metrics.add_moderator("tencent", [f"label-{number}" for number in range(20)])
+    hostile = [f'm{number}"}}\n\\' for number in range(1000)]
+    for model in models + hostile:
+        for outcome in names.OUTCOMES:
+            metrics.request_ended(ended(model=model, outcome=outcome, first_token_s=1.0, refusal=model))
+    assert len(samples(metrics)) <= 2000
