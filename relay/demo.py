@@ -119,4 +119,4 @@ async def demo(port: int, admin_port: int, log: Logger) -> None:
                 )
             )
 
-        await serve(parse(text, Path("relay-demo.toml").absolute()), log, on_ready=greet)
+        await serve(parse(text, Path("relay-demo.toml")), log, on_ready=greet)

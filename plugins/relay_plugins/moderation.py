@@ -24,7 +24,7 @@ from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
 from relay.pure.fold import fold
 from relay.pure.guard import Guard, Policy
-from relay.pure.window import MAX_WINDOW_CHARS, Cutting, Scanner
+from relay.pure.window import MAX_WINDOW_CHARS, Cutting, Hit, Scanner
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -153,7 +153,7 @@ class Moderation(Plugin):
         tally.checked += len(copy)
         for moderator in self._scanning:
             for hit in moderator.find(copy):
-                self._found(ex, place, hit.start, hit.label, hit.moderator, hit.blocks, tally)
+                self._found(ex, place, hit, tally)
                 if hit.blocks:
                     raise refused_prompt()
         if self._asked:
@@ -173,23 +173,22 @@ class Moderation(Plugin):
         moderator, verdict = found
         blocks = self._judge.blocks(verdict)
         if verdict.action != "pass":
-            self._found(ex, place, start, verdict.label, moderator, blocks, tally)
+            self._found(ex, place, Hit(start, start + len(text), verdict.label, blocks, moderator), tally)
         if blocks:
             raise refused_prompt()
 
-    def _found(
-        self, ex: Exchange, place: str, position: int, label: str, moderator: str, blocks: bool, tally: ModerationTally
-    ) -> None:
-        tally.violations[moderator, label] = tally.violations.get((moderator, label), 0) + 1
+    def _found(self, ex: Exchange, place: str, hit: Hit, tally: ModerationTally) -> None:
+        violation = (hit.moderator, hit.label)
+        tally.violations[violation] = tally.violations.get(violation, 0) + 1
         self._log.info(
             "violation",
             request_id=ex.id,
             direction="request",
             place=place,
-            position=position,
-            label=label,
-            moderator=moderator,
-            action="block" if blocks else "review",
+            position=hit.start,
+            label=hit.label,
+            moderator=hit.moderator,
+            action="block" if hit.blocks else "review",
         )
 
     # Replies

@@ -23,8 +23,8 @@ only at a clean border (nothing taken since the last event), and hands the machi
 Both share one buffer, the unfinished line, so neither needs to know what the other did.
 
 A CR may be half of a CRLF. A line that ends a read with CR is kept until the next byte shows, so that the LF lands in
-the same raw. Only a blank line that completes an event, after a line that was not ended by CRLF, does not wait: a
-stream of bare CRs is not delayed. An LF that follows after all is one more empty line, at the head of the next raw.
+the same raw. Only a blank line after a line that was not ended by CRLF does not wait: a stream of bare CRs is not delayed.
+An LF that follows after all is one more empty line, at the head of the next raw.
 """
 
 from collections.abc import Callable
@@ -139,8 +139,8 @@ class Decoder(Generic[E]):
         events: list[E] = []
         start, width = 0, len(newline)
         while start < size:
-            stop = data.find(b"\n", start) + 1
-            if not stop or not data.startswith(newline, stop) or not data.startswith(b"data:", start):
+            stop = data.find(b"\n", start) + 1  # 0 if there is none, and then no newline is found there either
+            if not data.startswith(newline, stop) or not data.startswith(b"data:", start):
                 return events + self._lines(data[start:])
             end = stop + width
             value = start + 6 if data[start + 5] == SPACE else start + 5
@@ -165,7 +165,7 @@ class Decoder(Generic[E]):
         if self._opening:
             data = bytes(line) + data
             line.clear()
-            if len(data) < len(BOM) and BOM.startswith(data):
+            if len(data) < len(BOM):
                 line += data
                 return []
             self._opening = False
@@ -178,7 +178,7 @@ class Decoder(Generic[E]):
             data = b"" if lines[-1].endswith(b"\n") else lines.pop()
             for each in lines:
                 self._take(each, events)
-            if data == b"\r" and self._data and not self._crlf:
+            if data == b"\r" and not self._crlf:
                 self._take(data, events)
                 data = b""
         self._hold(data)

@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from relay.pure.sse import Decoder, Event, EventTooLarge
 
 BOM = b"\xef\xbb\xbf"
@@ -158,10 +159,17 @@ FURTHER = {
     "characters of 2 to 4 bytes": ("data: é…🙂\n\n".encode(), ["é…🙂".encode()]),
     "bytes that are not UTF-8 stay": (b"data: \xff\xc3\x28\n\n", [b"\xff\xc3\x28"]),
     "a BOM in a value": (b"data: " + BOM + b"1\n\n", [BOM + b"1"]),
+    "a BOM later": (b"data: 1\n\n" + BOM + b"data: 2\n\ndata: 3\n\n", [b"1", b"3"]),
     "a BOM alone": (BOM, []),
     "half a BOM": (BOM[:2], []),
     "half a BOM, then a field": (BOM[:2] + b"data: 1\n\ndata: 2\n\n", [b"2"]),
     "a BOM, then a comment": (BOM + b": hi\n\ndata: 1\n\n", [b"1"]),
+    "a bare CR in a block": (b"data: 1\rdata: 2\n\ndata: 3\r\rdata: 4\n\n", [b"1\n2", b"3", b"4"]),
+    "a bare LF or CR among CRLFs": (
+        b"data: 1\ndata: 2\r\n\r\ndata: 3\rdata: 4\r\n\r\ndata: 5\r\n\n",
+        [b"1\n2", b"3\n4", b"5"],
+    ),
+    "a CRLF among LFs": (b"data: 1\r\ndata: 2\n\ndata: 3\n\r\n", [b"1\n2", b"3"]),
     "a forged end is data": (b"data: [DONE]x\n\ndata: [DONE]\n\ndata: 1\n\n", [b"[DONE]x", b"[DONE]", b"1"]),
     "OpenRouter's comment": (b": OPENROUTER PROCESSING\n\ndata: 1\n\n", [b"1"]),
     "no blank line at the end": (b"data: 1\n\ndata: 2\n", [b"1"]),
@@ -203,6 +211,13 @@ class TestFormat:
         """An event has the last name its own block gives it, and none from a block without data."""
         for pieces in every_way(lines.encode().replace(b"|", end)):
             assert expected == [event.name for event in decode(pieces)]
+
+    def test_every_other_byte_stays(self) -> None:
+        """All bytes but CR and LF are kept, also at the end of a value."""
+        values = [b"%c" % i for i in range(256) if i not in b"\r\n"]
+        stream = b"".join(b"data: " + value + b"\n" for value in values) + b"\n"
+        for pieces in [[stream], in_bytes(stream)]:
+            assert [b"\n".join(values)] == [event.data for event in decode(pieces)]
 
     def test_name_that_is_not_utf_8(self) -> None:
         """What is not UTF-8 in a name is replaced."""
@@ -317,13 +332,23 @@ class TestRaw:
         for pieces in every_way(stream):
             assert Reference(stream).events == shown(decode(pieces))
 
-    def test_one_read_of_one_event(self) -> None:
-        """A read that is one event is not copied."""
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+    @pytest.mark.parametrize("before", [b"", b"data: 0|", b": c|", b": c||data: 0||", b":" + LONG + b"||data: 0||"])
+    def test_short_cut(self, before: bytes, end: bytes) -> None:
+        """A read that is one event is its raw, not a copy, as soon as an event has ended all that came before."""
         decoder = Decoder()
-        decoder.feed(b"data: 0\n\n")
-        read = b"data: 1\n\n"
+        decoder.feed(before.replace(b"|", end))
+        read = b"data: 1" + end * 2
         (event,) = decoder.feed(read)
-        assert read is event.raw
+        assert before.endswith((b"0|", b"c|")) == (read is not event.raw)
+
+    def test_one_event_in_two_reads(self) -> None:
+        """An event that comes in two reads is one event, and the next one's raw is its own read."""
+        expected, decoder = [(b"data: 0\n\n", b"0", True, "")], Decoder()
+        assert not decoder.feed(b"data: ")
+        assert expected == shown(decoder.feed(b"0\n\n"))
+        read = b"data: 1\n\n"
+        assert read is decoder.feed(read)[0].raw
 
     def test_bom_is_not_forwarded(self) -> None:
         """A BOM at the start and lines that begin with one are in no raw, so no client can read them otherwise."""
@@ -341,6 +366,10 @@ class TestRaw:
         """An event made by hand is plain and has no name."""
         expected = [(b"r", b"d", True, "")]
         assert expected == shown([Event(b"r", b"d")])
+
+    def test_event_is_small(self) -> None:
+        """An event has its four slots and nothing else."""
+        assert not hasattr(Event(b"r", b"d"), "__dict__")
 
 
 class TestCarriageReturn:
@@ -361,6 +390,7 @@ class TestCarriageReturn:
             ([b"data: 1\r\r", b"data: 2\r\r"], [[b"data: 1\r\r"], [b"data: 2\r\r"], []]),
             ([b"data: 1\r", b"\r"], [[], [b"data: 1\r\r"], []]),
             ([b"data: 1\r\n:c\r\r"], [[b"data: 1\r\n:c\r\r"], []]),
+            ([b": c\r\r", b"\ndata: 2\n\n"], [[], [b": c\r\r\ndata: 2\n\n"], []]),
             # Nor after an LF; and a late LF belongs to the next event.
             ([b"data: 1\n\r"], [[b"data: 1\n\r"], []]),
             ([b"data: 1\r\r", b"\n", b"data: 2\n\n"], [[b"data: 1\r\r"], [], [b"\ndata: 2\n\n"], []]),
@@ -381,6 +411,12 @@ class TestCarriageReturn:
         expected, decoder = [(b"\ndata: 2\n\n", b"2", True, "")], Decoder()
         decoder.feed(b"data: 1\r\r")
         assert expected == shown(decoder.feed(b"\ndata: 2\n\n"))
+
+    def test_id_in_a_stream_of_bare_crs(self) -> None:
+        """An id counts with the CR that confirms it, without waiting for an LF."""
+        expected, decoder = "1", Decoder()
+        decoder.feed(b"id: 1\r\r")
+        assert expected == decoder.last_event_id
 
     def test_close_twice(self) -> None:
         """Closing again brings nothing again."""
@@ -430,6 +466,14 @@ class TestCarried:
             assert expected == (shown(decode(pieces, decoder)), decoder.last_event_id)
 
     @pytest.mark.parametrize("end", ENDS)
+    def test_block_right_after_an_event(self, end: bytes) -> None:
+        """The block goes as a whole, whatever stood before the event before."""
+        event = b"data: 1" + end + end
+        stream = b": c" + end + end + event + b"event: " + b"e" * 4096 + end + end + event
+        for pieces in [[stream], in_bytes(stream)]:
+            assert event == decode(pieces)[1].raw
+
+    @pytest.mark.parametrize("end", ENDS)
     @pytest.mark.parametrize(
         "block", [b": ping||", b"|", b"event: ping||", b"id: 1|retry: 1||", b":|", b"x|", b": a|x|||"]
     )
@@ -442,7 +486,7 @@ class TestCarried:
             assert 4000 < len(event.raw) <= 4096 + len(b"data: 1" + end + end)
             assert event.raw.endswith(b"data: 1" + end + end)
 
-    @pytest.mark.parametrize("start", [b":", b"data", b"unknown: "])
+    @pytest.mark.parametrize("start", [b":", b"data", b"event", b"id", b"retry", b"unknown: "])
     @pytest.mark.parametrize("before", [b"", b"data: 1\n"])
     def test_unterminated_line_costs_no_memory(self, before: bytes, start: bytes) -> None:
         """100 MB of a line that carries nothing leave next to nothing behind, and the event is read after it."""
@@ -493,6 +537,9 @@ EVENT_LIMIT = [
     (b":" + LONG + b"\n: 1234567890\ndata: 1\n: 1234567890\ndata: 2\n\n", True),
     (b"data: 1\n\n" * 10, True),
     (b"event: 1\n\n" * 10 + b"data: 1\n\n", True),
+    (b"event: 1\n\ndata: 12345678901234\n\n", True),
+    (b"event: 1\n\ndata: 123456789012345\n\n", False),
+    (b"data: 1\n\ndata: 123456789012345\n\n", False),
     (b"data: 12\ndata: 345678", False),
     (b"data: 12\ndata: 34567", True),
     (b"data: 12\ndata: 34567\r", True),
@@ -567,6 +614,21 @@ class TestLimits:
             tracemalloc.stop()
         assert held < 50_000
         assert peak < 2 * MIB
+
+    def test_long_line_is_only_appended_to(self) -> None:
+        """A short read does not copy the long unfinished line before it."""
+        decoder = Decoder()
+        tracemalloc.start()
+        try:
+            events = [decoder.feed(b"data: ".ljust(MIB, b"x")), decoder.feed(b"x")]
+            tracemalloc.reset_peak()
+            held, _ = tracemalloc.get_traced_memory()
+            events += [decoder.feed(b"x") for _ in range(100)]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert not any(events)
+        assert peak - held < 100_000
 
     def test_close_frees(self) -> None:
         """Closing frees what was unfinished."""
