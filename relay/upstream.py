@@ -251,7 +251,7 @@ class _StaleError(Exception):
     """A pooled connection was closed before any byte came: the upstream cannot have acted."""
 
 
-class _Refused(Exception):  # noqa: N818 - it is not raised to anybody outside
+class _Refused(Exception):
     """One upstream did not serve. `reason` is a word of `retry_on`."""
 
     def __init__(self, error: RelayError, reason: str) -> None:

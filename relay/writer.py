@@ -27,7 +27,7 @@ STREAM_HEADERS: Final[Mapping[str, str]] = {
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 
-class ClientStalled(Exception):  # noqa: N818 - it is the client that is at fault
+class ClientStalled(Exception):
     """The client has read nothing for longer than it may."""
 
 

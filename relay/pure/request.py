@@ -22,7 +22,7 @@ MAX_CHOICES: Final = 128
 _RAW_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class InvalidRequest(ValueError):  # noqa: N818 - it is a request that is wrong
+class InvalidRequest(ValueError):
     """A body that is no chat request. `code` and `param` are for the error body; the message says what to do."""
 
     def __init__(self, message: str, code: str, param: str | None = None) -> None:

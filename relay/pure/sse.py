@@ -42,7 +42,7 @@ TAIL_BYTES = 4096  # an unfinished line is copied with each read up to here; bey
 RETRY_DIGITS = 18  # int() is quadratic in the digits and refuses more than 4,300 of them
 
 
-class EventTooLarge(ValueError):  # noqa: N818, it states a fact about the input
+class EventTooLarge(ValueError):
     """A line or an event is over its limit (HTML sets none). It names the limit and holds nothing of the payload."""
 
     def __init__(self, limit: str, limit_bytes: int) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from relay.config import Admin, Config, ConfigError, Server, Store, Upstream, load, parse
 from relay.options import Table, describe
 

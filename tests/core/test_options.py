@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pytest
 from msgspec import Meta, field
+
 from relay.options import ConfigError, Context, OptionInfo, Options, Table, build, describe, nearest, suggestion
 from relay.secret import Secret
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+
 from relay.options import ConfigError, Options
 from relay.registry import Registered, Registry
 

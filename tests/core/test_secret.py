@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from relay.secret import Secret
 
 VALUE = "sk-open-sesame"
