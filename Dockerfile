@@ -1,4 +1,4 @@
-# The relay from its wheel and its lock, as a user without rights.
+# The relay from its wheel and its locks, as a user without rights.
 #
 #   docker build -t moderelay .
 #   docker run -p 8080:8080 -p 127.0.0.1:8081:8081 -v ./relay.toml:/etc/relay/relay.toml:ro moderelay
@@ -14,21 +14,23 @@ ARG PIP_TRUSTED_HOST
 ARG PIP_CERT
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-# The lock first: a change of our own code does not fetch the dependencies again.
-COPY requirements.lock ./
+# The locks first: a change of our own code does not fetch the dependencies again. What builds the wheel stays behind.
+COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/relay \
- && /opt/relay/bin/pip install --only-binary :all: --require-hashes -r requirements.lock
+ && /opt/relay/bin/pip install --only-binary :all: --require-hashes -r requirements.lock \
+ && python -m venv /opt/build \
+ && /opt/build/bin/pip install --only-binary :all: --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY relay relay
 COPY plugins plugins
-RUN /opt/relay/bin/pip wheel --no-deps --wheel-dir /wheels . \
+RUN /opt/build/bin/hatchling build --target wheel --directory /wheels \
  && /opt/relay/bin/pip install --no-deps --no-index /wheels/*.whl \
  && /opt/relay/bin/pip uninstall --yes pip
 
 FROM ${BASE}
 # A number, so that Kubernetes can verify runAsNonRoot.
-RUN groupadd --system --gid 10001 relay \
- && useradd --system --uid 10001 --gid relay --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay
+RUN groupadd --gid 10001 relay \
+ && useradd --uid 10001 --gid relay --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay
 COPY --from=build /opt/relay /opt/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -1,11 +1,18 @@
-# One word per chore. `run` and `test` set up all that they need (git, make and python3-venv are enough).
+# One word per chore. `run` and `test` set up all that they need: git, make and python3-venv are enough.
+
+# What .venv is made with. Another one makes it anew, as does a change of the locks.
 PYTHON ?= python3
+
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
-SEEDS ?= 20
+MADE := $(VENV)/made-by-$(subst /,-,$(PYTHON)).stamp
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+LOCKED := --only-binary :all: --require-hashes
+COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --annotation-style line
 
 .PHONY: run test test-system test-long check bench lock clean
+.NOTPARALLEL:
 
 run: $(VENV)/run.stamp  ## the whole relay with a built-in upstream: prints addresses, a key and lines to try
 	$(BIN)/relay demo
@@ -17,7 +24,7 @@ test-system: $(VENV)/dev.stamp  ## what needs Debian's packages (.ci/run install
 	$(BIN)/python -m pytest -m system
 
 test-long: $(VENV)/dev.stamp  ## the properties, for longer
-	$(BIN)/python -m pytest -m long
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m long
 
 check: $(VENV)/dev.stamp  ## types and style
 	$(BIN)/mypy
@@ -27,21 +34,27 @@ check: $(VENV)/dev.stamp  ## types and style
 bench: $(VENV)/dev.stamp  ## the relay beside nginx, as ratios of one run
 	$(BIN)/python -m bench
 
+# With the oldest Python that is served: it needs the most. `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: $(VENV)/dev.stamp  ## pin every package with its hashes
-	$(BIN)/pip-compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock pyproject.toml
-	$(BIN)/pip-compile -q --strip-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --all-extras -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) --all-extras --all-build-deps -o requirements-dev.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) -c requirements-dev.lock -o requirements.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) -c requirements-dev.lock --all-build-deps --only-build-deps -o requirements-build.lock pyproject.toml
 
-$(VENV)/run.stamp: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q --only-binary :all: --require-hashes -r requirements.lock
-	$(PIP) install -q --no-deps -e .
-	touch $@
+$(MADE): requirements.lock requirements-build.lock requirements-dev.lock
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo >&2 \
+	"$(PYTHON) is not a Python 3.11 or newer with venv: apt-get install python3-venv, or make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/dev.stamp: requirements-dev.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q --only-binary :all: --require-hashes -r requirements-dev.lock
-	$(PIP) install -q --no-deps --no-build-isolation -e .
-	touch $@ $(VENV)/run.stamp
+$(VENV)/run.stamp: $(MADE) pyproject.toml
+	$(INSTALL) $(LOCKED) -r requirements-build.lock -r requirements.lock
+	$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(MADE) pyproject.toml
+	$(INSTALL) $(LOCKED) -r requirements-dev.lock
+	$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@ $(VENV)/run.stamp
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/out

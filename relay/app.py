@@ -47,14 +47,19 @@ ROUTES: Mapping[str, tuple[str, Operation]] = {
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """A reply on its way, and what the watch saw of it when it last looked."""
+    """A reply on its way, and what the watch saw of it when it last looked.
+
+    task: the handler's, to be cancelled only if the relay stops.
+    """
 
     ex: Exchange
+    task: asyncio.Task[Any] | None
     entered: list[Link] = field(default_factory=list)
     answer: Answer | None = None
     delivery: StreamDelivery | WholeDelivery | Replay | None = None
     writer: Writer | None = None
     status: int = 0
+    drained: bool = False
     reads: int = 0
     read_at: float = 0.0
     chunks: int = 0
@@ -87,12 +92,13 @@ class App:
         ex = Exchange(new_id(), operation, headers=request.headers)
         ex.reply_headers["x-request-id"] = ex.id
         ex.reply_headers[hdrs.SERVER] = SERVER
-        reply = Open(ex)
+        reply = Open(ex, asyncio.current_task())
         self._open.add(reply)
         self._idle.clear()
         try:
             ex.reply_headers.update(self._cors(request))
             if request.method == hdrs.METH_OPTIONS and path in ROUTES:
+                ex.outcome = Outcome("completed")
                 return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{method}, OPTIONS"})
             self._check(request, method)
             if operation == "models":
@@ -109,8 +115,11 @@ class App:
             ex.stop(Outcome("client_gone"))
             raise ConnectionResetError("the client is gone") from None
         except asyncio.CancelledError:
-            ex.stop(Outcome("client_gone"))
-            raise
+            if not reply.drained or reply.task is None or reply.task.uncancel():
+                ex.stop(Outcome("client_gone"))
+                raise
+            response = self._refuse(reply, drained := _draining())
+            ex.outcome = Outcome("drained", drained)
         except Exception:  # noqa: BLE001 - our own fault: logged whole, told in one line
             self._log.exception("request failed", request_id=ex.id)
             response = self._refuse(reply, InternalError())
@@ -131,11 +140,7 @@ class App:
             if len(request.headers.getall(name, ())) > 1:
                 raise Reject(f"Send one {name} header, not several.", code="bad_request")
         if self._draining:
-            raise Unavailable(
-                "The relay is shutting down; ask again at once.",
-                code="draining",
-                headers={hdrs.RETRY_AFTER: "1", hdrs.CONNECTION: "close"},
-            )
+            raise _draining()
 
     def _load(self, body: bytes) -> ChatRequest:
         try:
@@ -164,9 +169,8 @@ class App:
         stream = ex.request.stream
         if answered is None:
             reply.answer = await self._upstreams.ask(ex)
-        writer = reply.writer = (
-            StreamWriter(ex, request, stall_timeout_s=self._server.stall_timeout_s) if stream else WholeWriter(ex)
-        )
+        make_writer = StreamWriter if stream else WholeWriter
+        writer = reply.writer = make_writer(ex, request, stall_timeout_s=self._server.stall_timeout_s)
         try:
             sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, writer)
         except BaseException:
@@ -307,6 +311,7 @@ class App:
             writer.keep_alive()
         if answer is None or isinstance(delivery, Replay) or delivery.done:
             return
+        delivery.look()
         if delivery.reads != reply.reads or reply.ex.paused:
             reply.reads, reply.read_at = delivery.reads, now
         elif now - reply.read_at >= answer.upstream.idle_timeout_s:
@@ -321,22 +326,36 @@ class App:
     async def drain(self, grace_s: float) -> int:
         """Take no new requests, let the open ones finish, then end them; returns how many had to be ended."""
         self._draining = True
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
+        if await self._idle_within(grace_s):
+            return 0
         left = tuple(self._open)
         error = Unavailable("The relay is shutting down; what was sent is all there is. Ask again.", code="draining")
         for reply in left:
             reply.ex.stop(Outcome("drained", error))
-        if left:
-            try:
-                async with asyncio.timeout(END_S):
-                    await self._idle.wait()
-            except TimeoutError:
+            if reply.writer is None and reply.task is not None:
+                reply.drained = True  # it waits for something that no end reaches: a body, a moderator, an upstream
+                reply.task.cancel()
+        if not await self._idle_within(END_S):
+            for reply in self._open:
+                if reply.task is not None:
+                    reply.task.cancel()  # its client does not take the end
+            if not await self._idle_within(END_S):
                 self._log.error("replies did not end", count=len(self._open))
         return len(left)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        """Whether no reply is open, now or before the time is over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def settled(self) -> None:
+        """Returns when everything about the replies that have ended is settled."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
 
     @property
     def draining(self) -> bool:
@@ -350,6 +369,14 @@ def on_plugin_error(log: Logger) -> Callable[[PluginError, BaseException], None]
         log.error("plugin failed", plugin=error.plugin, hook=error.hook, exc_info=cause)
 
     return named
+
+
+def _draining() -> Unavailable:
+    return Unavailable(
+        "The relay is shutting down; ask again at once.",
+        code="draining",
+        headers={hdrs.RETRY_AFTER: "1", hdrs.CONNECTION: "close"},
+    )
 
 
 def _kind(error: RelayError) -> OutcomeKind:

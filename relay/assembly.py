@@ -35,10 +35,14 @@ def assemble(config: Config, on_error: OnError | None = None) -> Chain:
     if config.server.workers > 1:
         raise ConfigError(f"{config.path}: server.workers: more than one worker is not built yet; use workers = 1")
     if str(config.folder) not in sys.path:
-        # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration.
-        sys.path.insert(0, str(config.folder))
+        # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration; last, so that it hides no other module.
+        sys.path.append(str(config.folder))
     known = registries()
-    context = Context(folder=config.folder, environ=os.environ, kinds={Moderator: known.moderators.find})
+
+    def find_moderator(use: str) -> type[Moderator]:
+        return _whole(use, known.moderators.find(use))
+
+    context = Context(folder=config.folder, environ=os.environ, kinds={Moderator: find_moderator})
     built: list[tuple[str, Plugin]] = []
     problems: list[str] = []
     for position, table in enumerate(config.plugins):
@@ -61,6 +65,13 @@ def assemble(config: Config, on_error: OnError | None = None) -> Chain:
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(*(f"{config.path}: {problem}" for problem in problems))
+
+
+def _whole(use: str, cls: type[Moderator]) -> type[Moderator]:
+    """The class, if it can be built. Raises ConfigError."""
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ConfigError(f"{use!r}: {cls.__name__} does not define {', '.join(missing)}")
+    return cls
 
 
 def _unique(use: str, taken: list[str]) -> str:

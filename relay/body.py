@@ -12,6 +12,7 @@ What to know of aiohttp (3.14):
 * The parser calls `end_http_chunk_receiving` for every HTTP chunk. It must not count: it pauses reading at 16,384.
 * An upstream's death arrives in `set_exception` only; `release` and `close` call that too, also after the end.
 * What a consumer raises is swallowed by the parser, so consumers do not raise.
+* A malformed chunk ends the connection and no reader hears of it: `lost` is for who watches.
 * Pausing goes through the protocol, and never after the last byte: the connection may serve another request by then.
 """
 
@@ -55,6 +56,10 @@ class Body(Protocol):
 
     def close(self) -> None:
         """Close the connection now."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone and nobody was told: neither an end nor an error will come."""
 
 
 class _Relay:
@@ -108,7 +113,8 @@ def push(reader: StreamReader, consumer: Consumer) -> None:
     """
     if type(reader) is not StreamReader:
         raise TypeError(f"cannot push from a {type(reader).__name__}")
-    while data := reader.read_nowait():
+    # A consumer that has enough may release the reply from inside `on_data`, and its reader then has an exception.
+    while reader.exception() is None and (data := reader.read_nowait()):
         consumer.on_data(data)
     if reader.exception() is not None:
         consumer.on_error(cast(BaseException, reader.exception()))
@@ -133,25 +139,42 @@ class _DrainingBody:
             loop = asyncio.get_running_loop()
             giving_up = loop.call_later(DRAIN_S, self.close)
             self._reader.on_eof(giving_up.cancel)
+            loop.call_soon(self.resume)  # the end cannot come to a body that is held for a slow client
+
+    def resume(self) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
         self._response.close()
+
+    @property
+    def lost(self) -> bool:
+        connection = self._response.connection  # None once it has been given back
+        return connection is not None and connection.transport is None
 
 
 class PushedBody(_DrainingBody):
     """The body of `response`, pushed by the parser itself."""
 
+    def __init__(self, response: ClientResponse) -> None:
+        super().__init__(response)
+        self._paused = False
+
     def start(self, consumer: Consumer) -> None:
         if type(self._reader) is StreamReader:
             push(self._reader, consumer)
+            if self._paused:
+                self.pause()  # again: taking what had come has let more come
         else:
             consumer.on_eof()
 
     def pause(self) -> None:
+        self._paused = True
         if not self._reader.is_eof() and self._reader.exception() is None:
             self._reader._protocol.pause_reading()
 
     def resume(self) -> None:
+        self._paused = False
         if not self._reader.is_eof() and self._reader.exception() is None:
             self._reader._protocol.resume_reading()
 

@@ -1,20 +1,19 @@
 """The chain: plugins in the order of the file, compiled once into one tuple for each phase.
 
-A plugin without a hook is not in that hook's tuple, so it does not exist there. On the way back the sinks of the plugins
-that a request has passed are folded over the writer; `_Layer` keeps the promises between two of them (end once, errors
-named) at the cost of one call.
+A plugin without a hook is not asked for it. On the way back the sinks of the plugins that a request has passed are
+folded over the writer; `_Layer` keeps the promises between two of them (end once, errors named) at the cost of one call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.errors import PluginError, RelayError
+from relay.errors import InternalError, PluginError, RelayError, being_cancelled
 from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
-from relay.plugin import HOOKS, Plugin, Reply, Sink, misspelt_hook
+from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
 
 # A plugin that has not settled its affairs by then is left behind, and named in the log.
@@ -44,10 +43,14 @@ class Chain:
         _check(self.links)
         self._requests: dict[Operation, tuple[Link, ...]] = {
             operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
-            for operation in ("chat", "models")
+            for operation in OPERATIONS
         }
-        self._streams = frozenset(link.name for link in self.links if link.overrides("on_stream"))
-        self._reads = frozenset(link.name for link in self.links if link.overrides("on_request"))
+        self._reads = self._named_for("on_request")
+        self._streams = self._named_for("on_stream")
+        self._ends = self._named_for("on_end")
+
+    def _named_for(self, hook: str) -> frozenset[str]:
+        return frozenset(link.name for link in self.links if link.overrides(hook))
 
     async def enter(self, ex: Exchange, entered: list[Link]) -> Reply | None:
         """Take the request through the chain: an early answer, or None if the upstream is to be asked.
@@ -61,44 +64,85 @@ class Chain:
                     reply = await link.plugin.on_request(ex)
                 except RelayError:
                     raise
-                except Exception as cause:
+                except (Exception, asyncio.CancelledError) as cause:
+                    if isinstance(cause, asyncio.CancelledError) and being_cancelled():
+                        raise
                     raise self._named(link, "on_request", cause) from cause
             entered.append(link)
             if reply is not None:
+                if not isinstance(reply, Reply):
+                    raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
                 return reply
         return None
 
     def wrap(self, ex: Exchange, entered: Sequence[Link], sink: Sink) -> Sink:
         """The way back: the last plugin that the request met sees a chunk first.
 
-        For an early answer `entered` is without the plugin that gave it: it does not see its own answer.
+        For an early answer `entered` is without the plugin that gave it: it does not see its own answer. When a plugin
+        raises here, the sinks that are there already see the end.
         """
-        for link in entered:
-            if link.overrides("on_stream"):
-                try:
-                    wrapped = link.plugin.on_stream(ex, sink)
-                except RelayError:
-                    raise
-                except Exception as cause:
-                    raise self._named(link, "on_stream", cause) from cause
-                if wrapped is not sink:
-                    sink = _Layer(link, ex, wrapped, sink, self._named)
+        sink = _Last(sink)
+        try:
+            for link in entered:
+                if link.name in self._streams:
+                    wrapped = self._sink_of(link, ex, sink)
+                    if wrapped is not sink:
+                        sink = _Layer(link, ex, wrapped, sink, self._named)
+        except RelayError as error:
+            sink.end(Outcome("internal_error" if isinstance(error, InternalError) else "refused", error))
+            raise
         return sink
 
+    def _sink_of(self, link: Link, ex: Exchange, sink: Sink) -> Sink:
+        try:
+            wrapped = link.plugin.on_stream(ex, sink)
+        except RelayError:
+            raise
+        except Exception as cause:
+            raise self._named(link, "on_stream", cause) from cause
+        if wrapped is not sink and not isinstance(wrapped, Sink):
+            raise self._named(link, "on_stream", TypeError(f"returned a {type(wrapped).__name__}, no sink"))
+        return wrapped
+
     async def leave(self, ex: Exchange, entered: Sequence[Link]) -> None:
-        """`on_end` for each plugin that was entered, the last one first. Never raises what a plugin raised."""
+        """`on_end` for each plugin that was entered, the last one first. Never raises.
+
+        Runs in a task that no client can cancel. If that is cancelled all the same, when the process stops, one `on_end`
+        is cut short and the others follow.
+        """
         for link in reversed(entered):
-            if link.overrides("on_end"):
+            if link.name in self._ends:
                 try:
                     async with asyncio.timeout(END_TIMEOUT_S):
                         await link.plugin.on_end(ex)
-                except Exception as cause:  # noqa: BLE001 - named and handed on; the next plugin still has its end
+                except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - the next plugin still has its end
                     self._named(link, "on_end", cause)
 
     def _named(self, link: Link, hook: str, cause: BaseException) -> PluginError:
         error = PluginError(link.name, hook)
         self._on_error(error, cause)
         return error
+
+
+class _Last:
+    """The writer as the plugin next to it sees it: ends once, and hears nothing afterwards."""
+
+    __slots__ = ("_ended", "_sink", "feed")
+
+    def __init__(self, sink: Sink) -> None:
+        self.feed: Callable[[Chunk], None] = sink.feed  # the writer's own: no call in between
+        self._sink = sink
+        self._ended = False
+
+    def end(self, outcome: Outcome) -> None:
+        if not self._ended:
+            self._ended = True
+            self.feed = _ignored
+            self._sink.end(outcome)
+
+
+def _ignored(chunk: Chunk) -> None:
+    pass
 
 
 class _Layer:
@@ -134,17 +178,23 @@ class _Layer:
         if self._ended:
             return
         self._ended = True
-        if self._broken is None:
-            try:
-                self._sink.end(outcome)
-            except Exception as cause:  # noqa: BLE001 - named; the end is passed on in its place
-                self._fail("end", cause)
         if self._broken is not None:
-            self._below.end(Outcome("internal_error", self._broken))
+            self._end_below(outcome, self._broken)
+        try:
+            self._sink.end(outcome)
+        except Exception as cause:  # noqa: BLE001 - named; the end is passed on in its place
+            if self._broken is None:
+                self._end_below(outcome, self._fail("end", cause))
 
-    def _fail(self, hook: str, cause: Exception) -> None:
+    def _fail(self, hook: str, cause: Exception) -> PluginError:
         self._broken = self._named(self._link, hook, cause)
         self._ex.stop(Outcome("internal_error", self._broken))
+        return self._broken
+
+    def _end_below(self, outcome: Outcome, error: PluginError) -> None:
+        """Pass the end on for a sink that failed. What had gone wrong before it did is still what went wrong."""
+        well = outcome.kind in ("completed", "filtered") and outcome.error is None
+        self._below.end(Outcome("internal_error", error) if well else outcome)
 
 
 def _takes_part(link: Link) -> bool:
@@ -152,20 +202,28 @@ def _takes_part(link: Link) -> bool:
 
 
 def _check(links: Sequence[Link]) -> None:
-    given: set[Key[object]] = set()
-    later = {key for link in links for key in link.plugin.gives}
     problems = []
-    for link in links:
-        misspelt = misspelt_hook(type(link.plugin))
-        if misspelt:
-            problems.append(f"plugin {link.name!r}: {misspelt}")
+    for position, link in enumerate(links):
+        problems += [f"plugin {link.name!r}: {problem}" for problem in hook_problems(type(link.plugin))]
         for key in link.plugin.needs:
-            if key not in given:
-                hint = "a later one does; move it up" if key in later else "add a plugin that does"
-                problems.append(f"plugin {link.name!r} needs {key.name!r} and no plugin before it gives it: {hint}")
-        given.update(link.plugin.gives)
+            problems += _unmet(link, key, links[:position], links[position + 1 :])
     if problems:
         raise ConfigError(*problems)
+
+
+def _unmet(link: Link, key: Key[object], before: Sequence[Link], after: Sequence[Link]) -> Iterator[str]:
+    """What is wrong with a need, if anything."""
+    givers = [other for other in before if key in other.plugin.gives]
+    if not givers:
+        later = any(key in other.plugin.gives for other in after)
+        hint = "a later one does; move it up" if later else "add a plugin that does"
+        yield f"plugin {link.name!r} needs {key.name!r} and no plugin before it gives it: {hint}"
+    elif bare := link.plugin.serves.difference(*(giver.plugin.serves for giver in givers)):
+        names = " and ".join(repr(giver.name) for giver in givers)
+        yield (
+            f"plugin {link.name!r} needs {key.name!r} and serves {', '.join(sorted(bare))}, "
+            f"where {names}, which gives it, takes no part"
+        )
 
 
 def hooks(link: Link) -> tuple[str, ...]:

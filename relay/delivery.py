@@ -19,6 +19,7 @@ from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
 from relay.pure.openai import DONE, Chunk
 from relay.pure.sse import Decoder, EventTooLarge
+from relay.pure.surfaces import read
 
 # A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
@@ -42,6 +43,11 @@ class Delivery:
         self._ex.attach(self)
         if not self.done:
             self._body.start(self)
+
+    def look(self) -> None:
+        """End the reply if its upstream is gone without a word."""
+        if not self.done and self._body.lost:
+            self._ex.stop(Outcome("upstream_error", _died()))
 
     # The exchange's levers
 
@@ -77,7 +83,8 @@ class Delivery:
             self._eof()
 
     def on_error(self, error: BaseException) -> None:
-        self._end(Outcome("upstream_error", _died()))
+        self._fail(_died())
+        self._body.close()  # also if it broke after all that counts: its end need not be waited for
 
     def _take(self, data: bytes) -> None:
         raise NotImplementedError
@@ -108,7 +115,7 @@ class StreamDelivery(Delivery):
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
-        self._finished: set[object] = set()  # indexes of choices that have a finish_reason
+        self._finished: set[int] = set()  # indexes of choices that have a finish_reason
 
     def _take(self, data: bytes) -> None:
         try:
@@ -121,7 +128,7 @@ class StreamDelivery(Delivery):
             data = chunk.data
             if data.startswith(DONE):
                 if data == DONE:
-                    self._end(Outcome("completed", done=chunk.raw))
+                    self._end(_completed(chunk))
                 else:
                     # Clients stop at whatever begins like this, so it would be the end of their stream but not of ours.
                     self._fail(upstream_malformed())
@@ -142,17 +149,12 @@ class StreamDelivery(Delivery):
         if frame.get("error") and not frame.get("choices"):
             self._fail(_reported())
             return
-        choices = frame.get("choices")
-        if isinstance(choices, list):
-            for position, choice in enumerate(choices):
-                if isinstance(choice, dict) and choice.get("finish_reason") is not None:
-                    index = choice.get("index")
-                    self._finished.add(index if isinstance(index, int) else position)
+        self._finished.update(part.index for part in read(frame).choices if part.finished)
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():
             if chunk.data == DONE:
-                self._end(Outcome("completed", done=chunk.raw))
+                self._end(_completed(chunk))
                 return
             if chunk.data:
                 self._look(chunk)
@@ -225,6 +227,11 @@ class Replay:
         if not self._done:
             self._done = True
             asyncio.get_running_loop().call_soon(self._sink.end, outcome)
+
+
+def _completed(done: Chunk) -> Outcome:
+    """The end that an upstream said. No sink looks at this event: what stands in it beside [DONE] is not sent on."""
+    return Outcome("completed", done=done.raw) if done.plain else Outcome("completed")
 
 
 def _died() -> UpstreamError:

@@ -6,6 +6,7 @@ never holds an upstream's address, a key, a prompt or a traceback.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -31,6 +32,8 @@ class RelayError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> None:
+        # A message may quote a header, whose bytes that are no UTF-8 stand in it as lone surrogates; JSON has none.
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.message = message
         self.code = code
@@ -106,6 +109,12 @@ class PluginError(InternalError):
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} failed in {self.hook}"
+
+
+def being_cancelled() -> bool:
+    """Whether the running task is. If not, a CancelledError is one that somebody else's code brought up by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def unsupported_model() -> Reject:

@@ -12,15 +12,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from relay.errors import RelayError
+from relay.errors import InternalError, RelayError
 from relay.pure.openai import DONE_EVENT
 from relay.pure.request import ChatRequest
 
 T = TypeVar("T")
+
+# Spawned work that has not ended by then, although it was cancelled, is left behind.
+CLOSE_TIMEOUT_S = 5.0
 
 Operation = Literal["chat", "models"]
 
@@ -69,14 +73,28 @@ class Flow(Protocol):
 
 
 class ReplyHeaders(CIMultiDict[str]):
-    """Headers for the reply. Writable until the head has left; setting one then is an error, not a silent loss."""
+    """Headers for the reply. Writable until the head has left; changing one then is an error, not a silent loss."""
 
     sent = False
 
-    def __setitem__(self, name: str, value: str) -> None:
-        if self.sent:
-            raise RuntimeError(f"the head of the reply has left: header {name!r} cannot be set any more")
-        super().__setitem__(name, value)
+
+def _until_sent(name: str) -> Callable[..., Any]:
+    """The method `name` of a multidict, refused once the head has left."""
+    change = getattr(CIMultiDict, name)
+
+    @wraps(change)
+    def changing(headers: ReplyHeaders, *args: Any, **kwargs: Any) -> Any:
+        if headers.sent:
+            raise RuntimeError("the head of the reply has left: its headers cannot be changed any more")
+        return change(headers, *args, **kwargs)
+
+    return changing
+
+
+# Each is written in C and calls no other, so each has to be told.
+for _name in "__setitem__ __delitem__ add extend update merge setdefault pop popone popall popitem clear".split():
+    if hasattr(CIMultiDict, _name):  # merge came with multidict 6.6
+        setattr(ReplyHeaders, _name, _until_sent(_name))
 
 
 class Exchange:
@@ -106,7 +124,8 @@ class Exchange:
         self._holders: set[Hashable] = set()
         self._flow: Flow | None = None
         self._stopped: Outcome | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     @property
     def request(self) -> ChatRequest:
@@ -185,17 +204,36 @@ class Exchange:
 
     # Work that belongs to this exchange
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task that is cancelled and awaited when the exchange ends."""
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that is cancelled and awaited when the exchange ends; after that it is cancelled at once.
+
+        What it raises ends the reply with an internal error, and is handed to the loop's exception handler.
+        """
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._settle)
+        if self._closed:
+            task.cancel()
         return task
 
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._report("spawned work failed", task, error)
+            self.stop(Outcome("internal_error", InternalError()))
+
+    def _report(self, message: str, task: asyncio.Task[Any], error: BaseException | None = None) -> None:
+        self.loop.call_exception_handler(
+            {"message": f"{message}, of request {self.id}", "task": task, **({"exception": error} if error else {})}
+        )
+
     async def close(self) -> None:
-        """Cancel what was spawned and wait for it. The errors of cancelled work are its own."""
+        """Cancel what was spawned and wait for it, bounded in time."""
+        self._closed = True
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            _, left = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
+            for task in left:
+                self._report("spawned work goes on although it was cancelled", task)

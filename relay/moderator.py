@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from relay.options import Options
 from relay.pure.fold import fold
@@ -30,11 +30,15 @@ STRICTNESS: dict[Action, int] = {"pass": 0, "review": 1, "block": 2}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a moderator says about one text. `score` from 0 to 100."""
+    """What a moderator says about one text. `score` from 0 to 100. Raises ValueError for an action that is none."""
 
     action: Action
     label: str = ""
     score: int = 0
+
+    def __post_init__(self) -> None:
+        if self.action not in STRICTNESS:
+            raise ValueError(f"unknown action {self.action!r}; one of {', '.join(STRICTNESS)}")
 
     @property
     def strictness(self) -> int:
@@ -57,7 +61,18 @@ class Context:
 
 
 class Moderator(Options, ABC):
-    """Base of moderators that are asked. Its fields are its options."""
+    """Base of moderators that are asked. Its fields are its options.
+
+    known_as: its name in logs and metrics, which moderators of one class share. The class's name in lower case, unless
+    the class says otherwise; a registered one is known as it is registered.
+    """
+
+    known_as: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "known_as" not in vars(cls):
+            cls.known_as = cls.__name__.lower()
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:

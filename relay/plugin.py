@@ -21,30 +21,36 @@ What the relay promises:
 * A plugin that answers early is still seen by the plugins before it: their sinks get its answer.
 * A reply that is not streamed passes as one chunk, so a plugin is written once.
 * What a plugin raises that is no `RelayError` becomes a `PluginError` that names it: a 500, or an error in the stream.
+  So does whatever a sink raises. It still gets its end then, but nobody hears it any more.
 
 What a plugin promises: `feed` does not raise, does not block and does not call itself again; a sink reads no context
-variable. What it holds is bounded, or it pauses the upstream (`ex.pause`).
+variable. What it holds is bounded, or it pauses the upstream (`ex.pause`). Every end that it gets it passes on, at once
+or later; after that it says nothing.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, get_args, runtime_checkable
 
 from relay.exchange import Exchange, Key, Operation, Outcome
-from relay.options import Options, nearest
+from relay.options import Options, suggestion
 from relay.pure.openai import Chunk
 
 if TYPE_CHECKING:
     from relay.log import Logger
     from relay.metrics import Metrics
 
-HOOKS = ("lifespan", "on_request", "on_stream", "on_end")
+HOOKS: Final = ("lifespan", "on_request", "on_stream", "on_end")
+OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where chunks go. A plugin that cares about the way back wraps one in another."""
 
@@ -105,8 +111,9 @@ class Plugin(Options):
         """The exchange has ended; `ex.outcome` says how."""
 
 
-def misspelt_hook(cls: type[Plugin]) -> str | None:
-    """A sentence about a method that looks like a hook and is none; None if there is none."""
+def hook_problems(cls: type[Plugin]) -> list[str]:
+    """Sentences about what would be found out at the first request otherwise: misspelt hooks, and hooks that cannot run."""
+    problems = []
     own = {
         name
         for base in cls.__mro__
@@ -115,8 +122,18 @@ def misspelt_hook(cls: type[Plugin]) -> str | None:
         if callable(value) and name not in HOOKS and not name.startswith("_")
     }
     for name in sorted(own):
-        meant = nearest(name, HOOKS)
+        # A helper may be called `send`, which is not so far from `on_end`.
+        meant = difflib.get_close_matches(name.lower(), HOOKS, n=1, cutoff=0.75)
         if meant or name.startswith("on_"):
-            hint = f"; did you mean {meant!r}?" if meant else f"; the hooks are {', '.join(HOOKS)}"
-            return f"{cls.__name__}.{name} is no hook{hint}"
-    return None
+            hint = f"; did you mean {meant[0]!r}?" if meant else f"; the hooks are {', '.join(HOOKS)}"
+            problems.append(f"{cls.__name__}.{name} is no hook{hint}")
+    for hook, awaited in (("on_request", True), ("on_stream", False), ("on_end", True)):
+        if inspect.iscoroutinefunction(getattr(cls, hook)) is not awaited:
+            problems.append(f"{cls.__name__}.{hook} has to be {'async def' if awaited else 'def, not async def'}")
+    if inspect.isasyncgenfunction(cls.lifespan):
+        problems.append(f"{cls.__name__}.lifespan needs @asynccontextmanager")
+    problems += (
+        f"{cls.__name__}.serves: unknown operation {operation!r}; {suggestion(operation, OPERATIONS)}"
+        for operation in sorted(set(cls.serves) - set(OPERATIONS))
+    )
+    return problems

@@ -8,6 +8,7 @@ error in the stream; a second signal ends them at once. The public listener goes
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -80,6 +81,7 @@ async def running(config: Config, log: Logger, *, reader: Reader = "push") -> As
         await stack.enter_async_context(upstreams)
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
+        stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
         public = Listener(app.handle, keepalive_timeout=config.server.idle_timeout_s)
         public_port = await _listen(stack, public, config.server.host, config.server.port, what="public listener")
         watch = asyncio.get_running_loop().create_task(app.watch())
@@ -125,6 +127,9 @@ async def serve(
             admin_host=config.admin.host,
             admin_port=relay.admin_port,
         )
+        # What was built at the start lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
         await stop.wait()

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Final
+from weakref import WeakSet
 
 import aiohttp
 import orjson
 from aiohttp import hdrs
+from aiohttp.http import RawResponseMessage
 
 from relay.body import Body
 from relay.config import ANY_MODEL, Upstream
@@ -33,6 +35,8 @@ POOL_IDLE_S: Final = 4.0
 # An error body is an object of a few hundred bytes; what is longer is a page.
 MAX_ERROR_BYTES: Final = 65_536
 MAX_ERROR_CHARS: Final = 2_000
+# Of a body that nobody has begun to push yet, or that is read by awaiting.
+READ_BUFFER_BYTES: Final = 32_768
 
 # What an upstream may say of the client's own request.
 _CLIENT_ERRORS: Final = frozenset({400, 404, 413, 422})
@@ -67,6 +71,7 @@ class Upstreams:
         }
         self._random = random.Random()  # noqa: S311 - it spreads load
         self._session: aiohttp.ClientSession | None = None
+        self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
 
     async def __aenter__(self) -> Upstreams:
         self._session = aiohttp.ClientSession(
@@ -74,6 +79,7 @@ class Upstreams:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
+            read_bufsize=READ_BUFFER_BYTES,
             skip_auto_headers=[hdrs.USER_AGENT],
             trust_env=False,
             trace_configs=[_reuse_traced()],
@@ -81,6 +87,8 @@ class Upstreams:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        for body in tuple(self._bodies):
+            body.close()
         if self._session is not None:
             await self._session.close()
 
@@ -141,21 +149,23 @@ class Upstreams:
                     data=request.encode(model=models.get(request.model)),
                     headers=headers,
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_timeout_s),
+                    timeout=aiohttp.ClientTimeout(total=None, connect=upstream.connect_timeout_s),
                     trace_request_ctx=connection,
                 )
         except asyncio.CancelledError:
             self._metrics.upstream_request(upstream.name, "cancelled")
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            if connection.reused and isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionError):
+            if connection.reused and _is_closed(cause):
                 raise _StaleError from None
             raise self._unanswered(upstream, cause) from cause
         try:
             if response.status == 200:
-                self._check_head(response, request.stream)
                 self._metrics.upstream_request(upstream.name, "answered")
-                return Answer(upstream, self._make_body(response), asked_at)
+                self._check_head(upstream, response, request.stream)
+                body = self._make_body(response)
+                self._bodies.add(body)
+                return Answer(upstream, body, asked_at)
             self._metrics.upstream_request(upstream.name, "refused")
             error = await self._refusal(upstream, response)
         except BaseException:
@@ -168,14 +178,16 @@ class Upstreams:
         """An upstream has failed inside its reply."""
         self._metrics.upstream_error(upstream.name, error.kind)
 
-    def _check_head(self, response: aiohttp.ClientResponse, stream: bool) -> None:
+    def _check_head(self, upstream: Upstream, response: aiohttp.ClientResponse, stream: bool) -> None:
         """Raises UpstreamError if what follows cannot be what was asked for."""
         encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
         kind = response.content_type
         # Some servers name no type for their streams; aiohttp then says application/octet-stream.
         wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
         if encoding != "identity" or wrong:
-            raise upstream_malformed()
+            error = upstream_malformed()
+            self.failed(upstream, error)
+            raise error
 
     def _unanswered(self, upstream: Upstream, cause: BaseException) -> _Refused:
         """What it means that no head came."""
@@ -247,6 +259,15 @@ def _reuse_traced() -> aiohttp.TraceConfig:
     return config
 
 
+def _is_closed(cause: BaseException) -> bool:
+    """Whether a connection ended, in good order or by a reset, before any byte of an answer came."""
+    if isinstance(cause, aiohttp.ServerDisconnectedError):
+        return not isinstance(cause.message, RawResponseMessage)  # then it has the head as far as it came
+    return isinstance(cause, aiohttp.ClientOSError | ConnectionError) and not isinstance(
+        cause, aiohttp.ClientConnectorError
+    )
+
+
 class _StaleError(Exception):
     """A pooled connection was closed before any byte came: the upstream cannot have acted."""
 
@@ -263,22 +284,24 @@ class _Refused(Exception):
 async def _client_error(response: aiohttp.ClientResponse) -> Reject:
     """What the upstream says of the client's request, without addresses and keys."""
     try:
+        body = b""
         async with asyncio.timeout(5):
-            body = await response.content.read(MAX_ERROR_BYTES)
+            while len(body) < MAX_ERROR_BYTES and (part := await response.content.read(MAX_ERROR_BYTES - len(body))):
+                body += part
         said = orjson.loads(body)["error"]
         message = str(said["message"])
     except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError, KeyError, TypeError):
         said, message = {}, "The model server refuses this request."
-    fields = {name: said[name] for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    fields = {name: scrub(said[name]) for name in ("type", "param", "code") if isinstance(said.get(name), str)}
     return Reject(
-        scrub(message)[:MAX_ERROR_CHARS],
-        code=scrub(fields.get("code", "invalid_request")),
+        scrub(message),
+        code=fields.get("code", "invalid_request"),
         status=response.status,
-        type=scrub(fields.get("type", "invalid_request_error")),
+        type=fields.get("type", "invalid_request_error"),
         param=fields.get("param"),
     )
 
 
 def scrub(message: str) -> str:
-    """A message without what looks like an address or a key."""
-    return _SECRETS.sub("…", message)
+    """A message without what looks like an address or a key, and no longer than anybody reads."""
+    return _SECRETS.sub("…", message)[:MAX_ERROR_CHARS]

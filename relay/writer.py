@@ -7,7 +7,7 @@ to the transport, in HTTP chunks framed here; only the head, a full socket and t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -111,6 +111,8 @@ class StreamWriter:
         if not self._pending:
             raise self.outcome.error or InternalError() if self.outcome else InternalError()
         response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers, **self._ex.reply_headers})
+        if not self._chunked:
+            response.force_close()  # also for a client that asks to keep a connection which has to end
         self._ex.reply_headers.sent = True
         stream = await response.prepare(self._request)
         transport = self._request.transport
@@ -122,29 +124,26 @@ class StreamWriter:
         self._write(b"".join(pending))
         while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-                try:
-                    async with asyncio.timeout(self._stall_timeout_s):
-                        await stream.drain()
-                except TimeoutError:
-                    transport.abort()
-                    raise ClientStalled from None
+                await _taken(stream.drain(), transport, self._stall_timeout_s)
             self._ex.resume(self)
             if self.outcome is None:
                 await self._woken()
-        await response.write_eof()
+        await _taken(response.write_eof(), transport, self._stall_timeout_s)
         return response
 
 
 class WholeWriter:
     """Sends a reply that is not streamed."""
 
-    def __init__(self, ex: Exchange) -> None:
+    def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
         self.headers: dict[str, str] = {}
         self.status = 200
         self.chunks = 0
         self.first_at = 0.0
         self._ex = ex
+        self._request = request
+        self._stall_timeout_s = stall_timeout_s
         self._body: bytes | None = None
         self._ended = asyncio.Event()
 
@@ -164,7 +163,7 @@ class WholeWriter:
         """There is nothing to say before the whole reply."""
 
     async def run(self) -> web.StreamResponse:
-        """Wait for the reply. Raises the outcome's error if there is one."""
+        """Wait for the reply and send it. Raises the outcome's error if there is one."""
         await self._ended.wait()
         if self.outcome is not None and self.outcome.error is not None:
             raise self.outcome.error
@@ -172,11 +171,31 @@ class WholeWriter:
             raise InternalError
         headers = {hdrs.CONTENT_TYPE: "application/json", **self.headers, **self._ex.reply_headers}
         self._ex.reply_headers.sent = True
+        response = web.StreamResponse(status=self.status, headers=headers)
+        response.content_length = len(self._body)
+        await response.prepare(self._request)
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
         self.first_at = self._ex.loop.time()
-        return web.Response(body=self._body, status=self.status, headers=headers)
+        for start in range(0, len(self._body), HIGH_WATER_BYTES):
+            piece = self._body[start : start + HIGH_WATER_BYTES]
+            await _taken(response.write(piece), transport, self._stall_timeout_s)
+        await _taken(response.write_eof(), transport, self._stall_timeout_s)
+        return response
 
 
 Writer = StreamWriter | WholeWriter
+
+
+async def _taken(writing: Awaitable[None], transport: asyncio.Transport, timeout_s: float) -> None:
+    """Wait until the client has taken enough of what was written. Raises ClientStalled, the connection broken off."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await writing
+    except TimeoutError:
+        transport.abort()
+        raise ClientStalled from None
 
 
 def error_response(error: RelayError, headers: Mapping[str, str]) -> web.Response:

@@ -45,13 +45,16 @@ class Auth(Plugin):
     def __post_init__(self) -> None:
         if not self.keys:
             raise ValueError('there are no keys, so nobody could ask; add keys = [{ name = "…", key = { env = "…" } }]')
-        names = [entry.name for entry in self.keys]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two keys are named {name!r}; give each its own name")
         self._names = {}
+        names: set[str] = set()
         for entry in self.keys:
-            digest = _digest(entry.key.reveal())
+            if entry.name in names:
+                raise ValueError(f"two keys are named {entry.name!r}; give each its own name")
+            names.add(entry.name)
+            key = entry.key.reveal()
+            if key != key.strip():
+                raise ValueError(f"the key {entry.name!r} begins or ends with a space, which no header can carry")
+            digest = _digest(key)
             if digest in self._names:
                 raise ValueError(f"the keys {self._names[digest][1]!r} and {entry.name!r} are the same; remove one")
             self._names[digest] = (digest, entry.name)
@@ -89,11 +92,12 @@ class Auth(Plugin):
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def masked(key: str) -> str:
     """A key as it may be shown: its head and tail; of a short one nothing."""
     if len(key) < _SHOWN_FROM:
         return "*" * len(key)
-    return key[:_HEAD] + "*" * _STARS + key[-_TAIL:]
+    # Bytes of a header that are no UTF-8 have come as lone surrogates, which JSON should not carry.
+    return (key[:_HEAD] + "*" * _STARS + key[-_TAIL:]).encode("utf-8", "replace").decode()

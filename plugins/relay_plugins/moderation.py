@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from relay.errors import ModerationError, Reject
 from relay.exchange import Exchange
-from relay.gate import Gate, Judge
+from relay.gate import Found, Gate, Judge
 from relay.log import Logger
 from relay.metrics import Metrics, ModerationTally
 from relay.moderator import Context, Moderator, ScanningModerator
@@ -78,6 +78,7 @@ class Moderation(Plugin):
     _scanning: tuple[ScanningModerator, ...] = dataclasses.field(init=False)
     _asked: tuple[tuple[str, Moderator], ...] = dataclasses.field(init=False)
     _judge: Judge = dataclasses.field(init=False)
+    _late: set[asyncio.Task[Found]] = dataclasses.field(init=False)  # checks that outlive their replies
     _metrics: Metrics = dataclasses.field(init=False)
     _log: Logger = dataclasses.field(init=False)
 
@@ -109,8 +110,9 @@ class Moderation(Plugin):
         )
         self._scanning = tuple(each for each in self.moderators if isinstance(each, ScanningModerator))
         self._asked = tuple(
-            (type(each).__name__.lower(), each) for each in self.moderators if not isinstance(each, ScanningModerator)
+            (each.known_as, each) for each in self.moderators if not isinstance(each, ScanningModerator)
         )
+        self._late = set()
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:
@@ -124,10 +126,19 @@ class Moderation(Plugin):
             thresholds={name: (label.block, label.review) for name, label in self.labels.items()},
             log=services.log,
         )
+        services.metrics.add_moderator("guard", {"evasion"})
+        for name, _ in self._asked:
+            services.metrics.add_moderator(name, self.labels)
         async with AsyncExitStack() as stack:
             for moderator in self.moderators:
                 await stack.enter_async_context(moderator.lifespan(services))
-            yield
+            try:
+                yield
+            finally:
+                for check in self._late:
+                    check.cancel()
+                if self._late:
+                    await asyncio.wait(self._late)
 
     # Requests
 
@@ -159,9 +170,12 @@ class Moderation(Plugin):
         if self._asked:
             overlap = max(self.holdback_chars - 1, self.context_chars)
             for start in range(0, max(1, len(text) - overlap), MAX_WINDOW_CHARS - overlap):
-                await self._ask(ex, place, start, text[start : start + MAX_WINDOW_CHARS], tally)
+                piece = text[start : start + MAX_WINDOW_CHARS]
+                await self._ask(ex, place, start, piece, len(piece) - (overlap if start else 0), tally)
 
-    async def _ask(self, ex: Exchange, place: str, start: int, text: str, tally: ModerationTally) -> None:
+    async def _ask(
+        self, ex: Exchange, place: str, start: int, text: str, new_chars: int, tally: ModerationTally
+    ) -> None:
         found = await self._judge.check(text, Context(ex.id, "request", place), tally)
         if found is None:
             if self.on_failure == "closed":
@@ -169,6 +183,7 @@ class Moderation(Plugin):
                     "Content moderation does not answer; nothing is passed on unchecked. Ask again later.",
                     code="moderation_unavailable",
                 )
+            tally.unverified["open_failure"] = tally.unverified.get("open_failure", 0) + new_chars
             return
         moderator, verdict = found
         blocks = self._judge.blocks(verdict)
@@ -212,7 +227,15 @@ class Moderation(Plugin):
         def report(guard: Guard, tally: ModerationTally) -> None:
             self._report(ex, guard, tally)
 
+        if self.response == "shadow":
+            return Gate(ex, sink, guard, self._judge, report, outlive=self._check_late)
         return Gate(ex, sink, guard, self._judge, report)
+
+    def _check_late(self, check: Coroutine[Any, Any, Found]) -> asyncio.Task[Found]:
+        task = asyncio.get_running_loop().create_task(check)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        return task
 
     def _scanners(self) -> Sequence[Scanner]:
         return [moderator.scanner() for moderator in self._scanning]
@@ -227,7 +250,10 @@ class Moderation(Plugin):
         if self._scanning:
             tally.checked += counted.came
         if self.response == "shadow":
-            tally.unverified["shadow"] = counted.released
+            tally.unverified = {"shadow": counted.released}
+        elif "open_failure" in tally.unverified:
+            # Of what nobody judged, some may have been dropped all the same.
+            tally.unverified["open_failure"] = min(tally.unverified["open_failure"], counted.released)
         for found in counted.violations:
             tally.violations[found.moderator, found.label] = tally.violations.get((found.moderator, found.label), 0) + 1
             self._log.info(

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
 from relay.pure import tokens
+from relay.pure.escapes import SurrogatePairer
 from relay.pure.fold import original_length
 from relay.pure.openai import (
     Chunk,
@@ -37,7 +38,8 @@ from relay.pure.openai import (
     load_exactly,
     usage_frame,
 )
-from relay.pure.surfaces import PROSE, ChoiceReading, Reading, read
+from relay.pure.plain import plain_text
+from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Reading, Text, read
 from relay.pure.window import Cutting, Hit, Run, Scanner, Window
 
 OnViolation = Literal["finish", "replace", "error"]
@@ -45,8 +47,9 @@ UnknownFields = Literal["check", "drop", "pass"]
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
-# Surfaces of one choice that are told apart; the strings of any further unknown fields are one surface.
-MAX_SURFACES: Final = 64
+# A choice with more surfaces than this is no reply either. Two texts must never share one surface: each could hide what
+# the other says.
+MAX_SURFACES: Final = 256
 
 # More than this says nothing new in a log; only a mode that does not cut can find more.
 MAX_VIOLATIONS: Final = 100
@@ -116,21 +119,31 @@ class Choice:
 class Held:
     """A frame in the queue, or the closing of a choice that we ended.
 
+    choices: one entry a choice of the frame, in its order; a choice may stand there twice.
+    chars: how many characters each entry says, and last those that belong to no choice.
     waits: it may leave when each run is cleared up to the position beside it.
-    dropped: choices of it that may not leave; spoilt: nothing of it may.
+    dropped: entries that may not leave.
     """
 
-    __slots__ = ("chars", "choices", "chunk", "closes", "dropped", "size", "spoilt", "waits")
+    # What few frames have stands in the class: one of these is made for every frame.
+    waits: tuple[tuple[Run, int], ...] = ()
+    dropped: frozenset[int] = frozenset()
+    closes: Choice | None = None
 
-    def __init__(self, chunk: Chunk, choices: tuple[Choice, ...], *, closes: Choice | None = None) -> None:
+    def __init__(self, chunk: Chunk, choices: tuple[Choice, ...], chars: tuple[int, ...] = ()) -> None:
         self.chunk = chunk
         self.choices = choices
-        self.closes = closes
-        self.waits: list[tuple[Run, int]] = []
-        self.chars = 0
-        self.size = len(chunk.raw)
-        self.dropped: tuple[Choice, ...] = ()
-        self.spoilt = False
+        self.chars = chars
+
+    @classmethod
+    def closing(cls, choice: Choice) -> Held:
+        held = cls(_NOTHING, ())
+        held.closes = choice
+        return held
+
+    @property
+    def size(self) -> int:
+        return len(self.chunk.raw)
 
     @property
     def ready(self) -> bool:
@@ -139,15 +152,13 @@ class Held:
                 return False
         return True
 
-    def waits_for(self, choices: Iterable[Choice]) -> bool:
-        """Whether text of one of these choices keeps it."""
-        indexes = {choice.index for choice in choices}
-        return any(run.choice in indexes and run.horizon < need for run, need in self.waits)
+    def waits_for(self, choice: Choice) -> bool:
+        """Whether text of this choice keeps it."""
+        return any(run.choice == choice.index and run.horizon < need for run, need in self.waits)
 
-    def drop(self, choices: Sequence[Choice]) -> None:
-        self.dropped += tuple(choice for choice in self.choices if choice in choices)
-        indexes = {choice.index for choice in choices}
-        self.waits = [(run, need) for run, need in self.waits if run.choice not in indexes]
+    def drop(self, choice: Choice) -> None:
+        self.dropped |= {entry for entry, other in enumerate(self.choices) if other is choice}
+        self.waits = tuple((run, need) for run, need in self.waits if run.choice != choice.index)
 
 
 _NOTHING: Final = Chunk(b"", b"")
@@ -193,8 +204,9 @@ class Guard:
         self._found: list[tuple[Choice, Run, Hit]] = []
         self._queue: deque[Held] = deque()
         self._held = 0  # bytes in the queue
+        self._room = policy.held_bytes  # what may be held before somebody looks again what can be done about it
         self._ending = False
-        self._shared: Frame = {}
+        self._newest = _NOTHING  # the newest frame with choices, for what all frames share
         self._usage: Frame | None = None
         self._produced = 0.0  # estimated tokens that the upstream has produced
 
@@ -209,6 +221,11 @@ class Guard:
     def cut(self) -> bool:
         """Whether a choice was ended for a violation."""
         return any(choice.state is State.BLOCKED for choice in self._choices.values())
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything for the caller to do but to take what is released."""
+        return self._remote or self.over
 
     @property
     def wants_pause(self) -> bool:
@@ -226,36 +243,84 @@ class Guard:
         """A frame has come from the upstream."""
         if self._ending or self.over:
             return
+        if chunk.plain and self._takes_text(chunk, now):
+            return
         try:
             frame = chunk.json
             if frame is None:
                 raise ValueError("no object")  # noqa: TRY301
             reading = read(frame, whole=self._whole)
+            lenient = chunk.lenient
             chunk = self._forwardable(chunk, reading)
-            choices = [self._choice(part.index) for part in reading.choices]
+            choices = [self._choice(part.index, part.texts) for part in reading.choices]
+            _bound_surfaces(self._loose, reading.loose)
+            if self._whole and len(set(choices)) < len(choices):
+                raise ValueError("a choice stands twice in one reply")  # noqa: TRY301
         except (ValueError, RecursionError):
-            self._malformed(now)
+            self._malformed(chunk, now)
             return
         if choices:
-            self._shared = frame
+            self._newest = chunk
         usage = frame.get("usage")
         if usage:
             self._usage = usage
         held = Held(chunk, tuple(choices))
-        for choice, part in zip(choices, reading.choices, strict=True):
+        waits: dict[Run, int] = {}
+        chars: list[int] = []
+        dropped: list[int] = []
+        for entry, (choice, part) in enumerate(zip(choices, reading.choices, strict=True)):
+            said = sum(len(text) for _, _, text in part.texts)
+            chars.append(said)
             if choice.state is State.LIVE:
-                self._read(choice, part, held, chunk.lenient, now)
+                self.tally.came += said
+                self._read(choice, part, waits, lenient, now)
             elif choice.state is State.BLOCKED or part.texts:
-                self.tally.late += sum(len(text) for _, _, text in part.texts)
-                held.dropped += (choice,)
+                self.tally.late += said
+                dropped.append(entry)
         if reading.loose:
-            self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), held, chunk.lenient, now)
+            said = sum(len(text) for _, _, text in reading.loose)
+            chars.append(said)
+            self.tally.came += said
+            self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), waits, lenient, now)
             self._loose.state = State.LIVE
+        held.chars = tuple(chars)
+        if self._policy.hold:
+            held.waits = tuple(waits.items())
+            held.dropped = frozenset(dropped)
         self._queue.append(held)
         self._held += held.size
         if self._found:
             self._violations()
         self._move(now)
+
+    def _takes_text(self, chunk: Chunk, now: float) -> bool:
+        """The short way for the commonest frame: more text of the one run that is open. False: take the long one."""
+        said = plain_text(chunk.data)
+        if said is None:
+            return False
+        index, text = said
+        choice = self._choices.get(index)
+        if choice is None or choice.state is not State.LIVE or len(choice.runs) != 1:
+            return False
+        run = choice.runs.get("content")
+        if run is None:
+            return False
+        self._newest = chunk
+        before = run.end
+        hits = run.append(text, Kind.PLAIN, now)
+        held = Held(chunk, (choice,), (len(text),))
+        self.tally.came += len(text)
+        if self._wants_usage:
+            self._produced += tokens.estimate(text)
+        if self._policy.hold:
+            held.waits = ((run, run.needs),)
+        self._queue.append(held)
+        self._held += len(chunk.raw)
+        if hits or run.evasive:
+            self._hits(choice, run, hits, before)
+            self._violations()
+        self._move(now)
+        return True
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -263,13 +328,13 @@ class Guard:
 
     def passed(self, window: Window, now: float) -> None:
         """A window has passed all moderators, or may leave without."""
-        self.in_flight -= 1
+        self._answered()
         window.run.passed(window)
         self._move(now)
 
     def blocked(self, window: Window, label: str, moderator: str, now: float) -> None:
         """Nothing of this window that has not left may leave."""
-        self.in_flight -= 1
+        self._answered()
         index = window.run.choice
         choice = self._loose if index is None else self._choices[index]
         self._found.append((choice, window.run, Hit(window.start, window.end, label, True, moderator)))
@@ -278,7 +343,10 @@ class Guard:
 
     def failed(self, window: Window, now: float) -> None:
         """No moderator answered for this window, and nothing may leave without a verdict."""
-        self.in_flight -= 1
+        if not self._policy.hold:
+            self.passed(window, now)
+            return
+        self._answered()
         self._fail("moderation_unavailable")
         self._move(now)
 
@@ -300,29 +368,30 @@ class Guard:
 
     # Reading
 
-    def _choice(self, index: int) -> Choice:
+    def _choice(self, index: int, texts: Sequence[Text] = ()) -> Choice:
+        """The choice with this index, which is to say `texts`. Raises ValueError if a reply cannot have it."""
         choice = self._choices.get(index)
         if choice is None:
             if len(self._choices) >= MAX_CHOICES:
                 raise ValueError("too many choices")
             choice = self._choices[index] = Choice(index)
+        _bound_surfaces(choice, texts)
         return choice
 
-    def _read(self, choice: Choice, part: ChoiceReading, held: Held, lenient: bool, now: float) -> None:
-        """Take in what one choice says in one frame."""
+    def _read(self, choice: Choice, part: ChoiceReading, waits: dict[Run, int], lenient: bool, now: float) -> None:
+        """Take in what one choice says in one frame. `waits` is told what the frame has to wait for."""
         if part.texts:
-            touched: list[Run] = []
-            for surface, kind, text in part.texts:
-                run = choice.runs.get(surface) or self._open(choice, surface)
+            touched: set[Run] = set()
+            for surface, kind, said in part.texts:
+                run, text = choice.runs.get(surface) or self._open(choice, surface), said
+                if kind is Kind.NAME and run.arguing:
+                    run, text = self._late_name(choice, run, said)
                 before = run.end
                 hits = run.append(text, kind, now, lenient=lenient)
                 if hits or run.evasive:
                     self._hits(choice, run, hits, before)
-                touched.append(run)
-                held.chars += len(text)
-                self.tally.came += len(text)
-                if self._policy.hold:
-                    held.waits.append((run, run.needs))
+                touched.add(run)
+                waits[run] = run.needs
             if self._wants_usage:
                 self._produced += tokens.estimate(part.texts[0][2])
             if len(choice.runs) > 1:
@@ -332,29 +401,36 @@ class Guard:
             self._end_runs(choice, now)
 
     def _open(self, choice: Choice, surface: str) -> Run:
-        if surface not in choice.scanners and len(choice.scanners) >= MAX_SURFACES:
-            surface = "?"
-        run = choice.runs.get(surface)
-        if run is None:
-            if surface not in choice.scanners:
-                choice.scanners[surface] = self._open_scanners()
-            run = choice.runs[surface] = Run(
-                choice.index,
-                surface,
-                self._policy.cutting,
-                choice.scanners[surface],
-                remote=self._remote,
-                resumes=choice.ended.get(surface),
-            )
-            if self._remote:
-                self._uncut.append(run)
+        if surface not in choice.scanners:
+            choice.scanners[surface] = self._open_scanners()
+        run = choice.runs[surface] = Run(
+            choice.index,
+            surface,
+            self._policy.cutting,
+            choice.scanners[surface],
+            remote=self._remote,
+            resumes=choice.ended.get(surface),
+        )
+        if self._remote:
+            self._uncut.append(run)
         return run
 
-    def _end_others(self, choice: Choice, touched: Sequence[Run], now: float) -> None:
-        """Text on one surface ends the runs of the others. Unknown fields come and go: they end no known run."""
-        known = any(not run.unknown for run in touched)
+    def _late_name(self, choice: Choice, run: Run, text: str) -> tuple[Run, str]:
+        """More of a tool's name when its arguments have begun: a run of its own, that begins with the name so far.
+
+        Readers join names with names and arguments with arguments; here each would hide what the other says.
+        """
+        surface = run.surface + ".name"
+        names = choice.runs.get(surface)
+        if names is not None:
+            return names, text
+        return self._open(choice, surface), text if surface in choice.ended else run.name + text
+
+    def _end_others(self, choice: Choice, touched: set[Run], now: float) -> None:
+        """Text on one surface ends the runs of the others. What only comes and goes beside it ends no such run."""
+        main = any(not run.beside for run in touched)
         for run in tuple(choice.runs.values()):
-            if run not in touched and (known or run.unknown):
+            if run not in touched and (main or run.beside):
                 self._end_run(choice, run, now)
 
     def _end_runs(self, choice: Choice, now: float) -> None:
@@ -388,9 +464,9 @@ class Guard:
                 self.tally.blocked += hit.end - max(hit.start, 0)
                 if self._policy.hold:
                     run.stop(hit.start)
-        for choice, run, _ in found:
-            if not run.stopped or choice.state is State.BLOCKED or self.failure is not None:
-                continue
+        for choice in dict.fromkeys(choice for choice, run, _ in found if run.stopped):
+            if self.finished:
+                return
             if self._policy.on_violation == "error":
                 self._fail("content_filter")
             elif choice is self._loose:
@@ -399,36 +475,41 @@ class Guard:
                 self._block(choice)
 
     def _block(self, choice: Choice) -> None:
-        """End a choice from the first frame on that waits for its text."""
+        """End a choice from the first frame on that waits for its text; of one that has ended, perhaps earlier now."""
         queue = list(self._queue)
-        first = next((n for n, held in enumerate(queue) if held.waits_for((choice,))), len(queue))
+        first = next((n for n, held in enumerate(queue) if held.waits_for(choice)), len(queue))
         for held in queue[first:]:
-            held.drop((choice,))
+            held.drop(choice)
+        if choice.state is State.BLOCKED:
+            return
         if not self._whole:
-            queue.insert(first, Held(_NOTHING, (), closes=choice))
+            queue.insert(first, Held.closing(choice))
         self._queue = deque(queue)
         self._close(choice)
 
     def _block_all(self) -> None:
         """A string outside the choices violates: its frame and all after it are dropped, every choice ends."""
+        if self._whole:
+            self._fail("content_filter")
+            return
         queue = list(self._queue)
-        first = next((n for n, held in enumerate(queue) if held.waits_for((self._loose,))), len(queue))
-        unsaid = {choice for held in queue[first:] for choice in held.choices}
-        self._held -= sum(held.size for held in queue[first:])
-        self._queue = deque(queue[:first])
+        first = next((n for n, held in enumerate(queue) if held.waits_for(self._loose)), len(queue))
+        closings = [held for held in queue[first:] if held.closes is not None]
+        rest = [held for held in queue[first:] if held.closes is None]
+        unsaid = {choice for held in rest for choice in held.choices}
+        self._held -= sum(held.size for held in rest)
+        self._queue = deque(queue[:first] + closings)
         self._expected = 0
         for choice in list(self._choices.values()) or [self._choice(0)]:
             if choice.state is State.LIVE or choice in unsaid:
-                self._queue.append(Held(_NOTHING, (), closes=choice))
-                self._close(choice)
+                self._block(choice)
         self.over = True
-        if self._whole:
-            self._fail("content_filter")
 
     def _close(self, choice: Choice) -> None:
         choice.state = State.BLOCKED
         for run in choice.runs.values():
             run.stop(run.horizon)
+        self._uncut = [run for run in self._uncut if run.choice != choice.index]
         live = any(other.state is State.LIVE for other in self._choices.values())
         if not live and len(self._choices) >= self._expected:
             self.over = True
@@ -441,8 +522,11 @@ class Guard:
         self._release()
         self._drop_queue()
 
-    def _malformed(self, now: float) -> None:
+    def _malformed(self, chunk: Chunk, now: float) -> None:
         """A frame that cannot be read never leaves; what came before it does, once it is cleared."""
+        if not self._policy.hold:
+            self.released.append(chunk)
+            return
         self.failure = "upstream_malformed"
         self.over = True
         self.end(now)
@@ -454,14 +538,21 @@ class Guard:
         self._release()
         if self._uncut:
             self._cut(now)
-        if self._held > self._policy.held_bytes:
+        if self._held > self._room:
             self._make_room(now)
         if self._ending and not self._queue:
             self._last()
 
+    def _answered(self) -> None:
+        self.in_flight -= 1
+        self._room = self._policy.held_bytes
+
     def _release(self) -> None:
         queue = self._queue
-        while queue and queue[0].ready:
+        while queue:
+            for run, need in queue[0].waits:
+                if run.horizon < need:
+                    return
             self._emit(queue.popleft())
 
     def _cut(self, now: float, *, force: bool = False) -> None:
@@ -490,28 +581,38 @@ class Guard:
         if self._held > self._policy.held_bytes:
             if self._uncut:
                 self._cut(now, force=True)
-            # The newest frame alone may be larger than all there is room for.
-            if not self.in_flight and self._held - kept[0].size > self._policy.held_bytes:
+            # One frame alone may be larger than all there is room for.
+            if not self.in_flight and self._held - max(held.size for held in kept) > self._policy.held_bytes:
                 self._fail("moderation_stalled")
+        # Every look is at the whole queue, and until a verdict comes one frame more changes little.
+        self._room = max(self._policy.held_bytes, self._held + self._held // 8)
 
     def _emit(self, held: Held) -> None:
-        self._held -= held.size
+        self._held -= len(held.chunk.raw)
         if held.closes is not None:
             self._emit_closing(held.closes)
             return
         chunk = held.chunk
-        if held.dropped:
+        dropped = held.dropped
+        if dropped:
             rest = self._without(held)
             if rest is None:
                 return
             chunk = rest
-        for choice in held.choices:
-            choice.started = True
-        self.tally.released += held.chars
+            for entry, choice in enumerate(held.choices):
+                if entry not in dropped:
+                    choice.started = True
+            self.tally.released += sum(chars for entry, chars in enumerate(held.chars) if entry not in dropped)
+        else:
+            for choice in held.choices:
+                choice.started = True
+            self.tally.released += sum(held.chars)
+        if not held.choices and self._wants_usage and (chunk.json or {}).get("usage"):
+            self._wants_usage = False  # it has it
         self.released.append(chunk)
 
     def _emit_closing(self, choice: Choice) -> None:
-        shared = envelope(self._shared)
+        shared = envelope(self._newest.json or {})
         frames = []
         if not choice.started:
             frames.append({"role": "assistant", "content": ""})
@@ -527,12 +628,13 @@ class Guard:
             return
         if self.cut and self.over:
             usage = self._usage or _estimated_usage(self._prompt_tokens, math.ceil(self._produced))
-            self.released.append(Chunk.event(usage_frame(envelope(self._shared), usage)))
+            self.released.append(Chunk.event(usage_frame(envelope(self._newest.json or {}), usage)))
         self._wants_usage = False
 
     def _drop_queue(self) -> None:
         self._held = 0
         self._queue.clear()
+        self._uncut.clear()
 
     # Rewriting
 
@@ -544,11 +646,13 @@ class Guard:
             dropped = "unknown" if policy.unknown_fields == "drop" else "opaque" if policy.opaque == "drop" else ""
             if policy.unknown_fields != "check":
                 reading.forget_unknown()
-            if dropped and getattr(reading, dropped):
+            if dropped and policy.hold and getattr(reading, dropped):
                 frame = load_exactly(data)
                 for container, key in getattr(read(frame, whole=self._whole), dropped):
                     container[key] = None
                 return self._new(dump(frame))
+        if not policy.hold:
+            return chunk
         if has_repeated_key(data, reading.keys):
             return self._new(dump(load_exactly(data)))
         if chunk.lenient:
@@ -568,15 +672,17 @@ class Guard:
     def _without(self, held: Held) -> Chunk | None:
         """The frame without the choices that may not leave; None if nothing is left to say."""
         frame = load_exactly(held.chunk.data)
-        dropped = {choice.index: choice for choice in held.dropped}
+        entries = iter(enumerate(held.choices))
         kept = []
-        for position, choice in enumerate(frame["choices"]):
-            index = choice.get("index")
-            ended = dropped.get(index if type(index) is int else position)
-            if ended is None:
-                kept.append(choice)
+        for said in frame["choices"]:
+            if type(said) is not dict:
+                kept.append(said)
+                continue
+            entry, choice = next(entries)
+            if entry not in held.dropped:
+                kept.append(said)
             elif self._whole:
-                kept.append(self._cleared(ended, choice))
+                kept.append(self._cleared(choice, said))
         if not kept:
             return None
         frame["choices"] = kept
@@ -588,11 +694,14 @@ class Guard:
         runs = choice.ended | choice.runs
         for part in read({"choices": [said]}, whole=True).choices:
             for surface in PROSE:
-                text = "".join(text for where, _, text in part.texts if where == surface)
-                if surface not in runs or not text:
+                # As the run has read it: halves of a pair in two parts of an array are one character.
+                pairer = SurrogatePairer()
+                text = pairer.feed("".join(text for where, _, text in part.texts if where == surface)) + pairer.finish()
+                if not text:
                     continue
                 run = runs[surface]
                 message[surface] = text[: original_length(text, run.horizon, ended=run.horizon >= run.end)]
+                self.tally.released += len(message[surface])
                 if run.stopped and run.horizon < run.end:
                     break
         message.setdefault("content", "")
@@ -601,9 +710,17 @@ class Guard:
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
 
 
+def _bound_surfaces(choice: Choice, texts: Sequence[Text]) -> None:
+    """Raises ValueError if these texts give a choice more surfaces than any has."""
+    if len(choice.scanners) + len(texts) > MAX_SURFACES:
+        surfaces = choice.scanners.keys() | {surface for surface, _, _ in texts}
+        if len(surfaces) > MAX_SURFACES:
+            raise ValueError("too many surfaces")
+
+
 def _says_nothing(line: bytes) -> bool:
     """Whether a line of an event can be forwarded unread: its data, which is read, or a comment that servers send."""
-    return not line or line == b"data" or line.startswith((b"data:", b"\xef\xbb\xbfdata:")) or line in _KNOWN_COMMENTS
+    return not line or line == b"data" or line.startswith(b"data:") or line in _KNOWN_COMMENTS
 
 
 def _estimated_usage(prompt: int, completion: int) -> Frame:

@@ -20,6 +20,13 @@ Frame = dict[str, Any]
 DONE: Final = b"[DONE]"
 DONE_EVENT: Final = b"data: [DONE]\n\n"
 
+# orjson reads 1,024 levels and writes 254; Python's own reader and every walk here end at the recursion limit, wherever
+# on the stack that is. JSON that people mean has some twenty.
+MAX_DEPTH: Final = 200
+
+
+_UNREAD: Final[Frame] = {}
+
 
 class Chunk(Event):
     """One piece of a reply: an event of a stream, or the whole body of a reply that is not streamed.
@@ -28,27 +35,32 @@ class Chunk(Event):
     """
 
     __slots__ = ("_json", "lenient")
-    _json: Frame | None
-    lenient: bool
+
+    def __init__(self, raw: bytes, data: bytes, plain: bool = True, name: str = "") -> None:
+        self.raw = raw
+        self.data = data
+        self.plain = plain
+        self.name = name
+        self.lenient = False
+        self._json: Frame | None = _UNREAD
 
     @property
     def json(self) -> Frame | None:
         """The payload as an object; None if it cannot be read as one. Parsed once, shared: do not change it.
 
+        What nests more than MAX_DEPTH levels cannot be read.
+
         `lenient` then tells whether only the standard library could read it: lone surrogates, which stay in the
         strings; NaN; bytes that are no UTF-8, read as U+FFFD.
         """
-        try:
+        if self._json is not _UNREAD:
             return self._json
-        except AttributeError:
-            pass
         try:
             value = orjson.loads(self.data)
-            self.lenient = False
         except orjson.JSONDecodeError:
             value = _load_leniently(self.data)
             self.lenient = True
-        self._json = value if type(value) is dict else None
+        self._json = value if type(value) is dict and not nests_deeply(self.data, value) else None
         return self._json
 
     @classmethod
@@ -127,9 +139,26 @@ def count_keys(value: object) -> int:
     return 0
 
 
+def nests_deeply(data: bytes, value: object) -> bool:
+    """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
+    if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            below
+            for container in level
+            for below in (container.values() if type(container) is dict else container)
+            if type(below) is dict or type(below) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
 def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:
     """The body of an error as both official SDKs read it."""
-    return orjson.dumps({"error": {"message": message, "type": type, "param": param, "code": code}})
+    return dump({"error": {"message": message, "type": type, "param": param, "code": code}})
 
 
 def error_event(body: bytes) -> bytes:

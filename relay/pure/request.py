@@ -3,17 +3,26 @@
 The body is kept as the raw JSON of each of its fields, so an unknown field goes on as it came, 60-digit integers
 included, and a body that nobody changed goes on byte for byte. Bodies that readers could understand differently (a key
 twice in one object) are refused: what is moderated must be what the upstream reads.
+
+What a model may read of it is moderated: all the messages, and every field that is not known to be a mere parameter. So
+a field of a new server is moderated before anybody has heard of it, and `Messages`, which servers written in Go take for
+`messages`, hides nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 import orjson
 
-from relay.pure.openai import count_keys, has_repeated_key
+from relay.pure.escapes import SurrogatePairer, Unescaper
+from relay.pure.fold import NOTHING
+from relay.pure.openai import MAX_DEPTH, count_keys, dump, has_repeated_key, nests_deeply
+from relay.pure.surfaces import is_opaque
 
 # orjson holds the GIL while it builds a container for each bracket: 2 MiB of `[],` would stop every stream for 0.2 s.
 MAX_BRACKETS: Final = 20_000
@@ -41,7 +50,7 @@ class ChatRequest:
     __slots__ = ("_body", "_fields", "_parsed")
 
     def __init__(self, body: bytes) -> None:
-        if body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
+        if _count_brackets(body) > MAX_BRACKETS:
             raise InvalidRequest(f"The body nests or lists more than {MAX_BRACKETS:,} values.", "invalid_json")
         try:
             parsed = orjson.loads(body)
@@ -49,13 +58,11 @@ class ChatRequest:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", "invalid_json") from None
         if not isinstance(parsed, dict):
             raise InvalidRequest("The body has to be a JSON object.", "invalid_json")
-        try:
-            repeated = has_repeated_key(body, count_keys(parsed))
-            self._fields = _RAW_FIELDS.decode(body)
-        except (RecursionError, msgspec.DecodeError):
-            raise InvalidRequest("The body is nested too deeply.", "invalid_json") from None
-        if repeated:
+        if nests_deeply(body, parsed):
+            raise InvalidRequest(f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json")
+        if has_repeated_key(body, count_keys(parsed)):
             raise InvalidRequest("A key is repeated in one JSON object; send each key once.", "repeated_key")
+        self._fields = _RAW_FIELDS.decode(body)
         self._body: bytes | None = body
         self._parsed: dict[str, Any] = parsed
         messages = parsed.get("messages")
@@ -100,7 +107,7 @@ class ChatRequest:
     def set(self, name: str, value: object) -> None:
         """Replace or add one field; the others go on as they came."""
         self._parsed = {**self._parsed, name: value}
-        self._fields[name] = msgspec.Raw(orjson.dumps(value))
+        self._fields[name] = msgspec.Raw(dump(value))
         self._body = None
 
     def remove(self, name: str) -> None:
@@ -117,30 +124,92 @@ class ChatRequest:
         return self._body
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Everything in it that a model reads, with its place: each message whole, then tools and formats."""
-        for position, message in enumerate(self.messages):
-            yield f"messages[{position}]", "\n".join(_strings(message, skip=_MESSAGE_METADATA))
-        for name in ("tools", "functions", "prediction", "response_format"):
-            if name in self._parsed:
-                yield name, "\n".join(_strings(self._parsed[name], skip=_TOOL_METADATA))
+        """Everything in it that a model may read, with its place: each message whole, then each field. Nothing empty."""
+        places = [(f"messages[{position}]", message) for position, message in enumerate(self.messages)]
+        places += [(name, value) for name, value in self._parsed.items() if name not in _PARAMETERS]
+        for place, value in places:
+            text = "\n".join(_strings(value, place))
+            if text:
+                yield place, text
 
 
-_MESSAGE_METADATA: Final = frozenset("role type tool_call_id id detail format".split())
-_TOOL_METADATA: Final = frozenset("type".split())
+def _count_brackets(body: bytes) -> int:
+    """How many containers JSON text opens. Prompts are full of brackets too: if there are many, strings are left out."""
+    count = body.count(b"{") + body.count(b"[")
+    if count > MAX_BRACKETS:
+        body = b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+        count = body.count(b"{") + body.count(b"[")
+    return count
 
 
-def _strings(value: Any, skip: frozenset[str]) -> Iterator[str]:
-    """The strings below a value. Texts of neighbouring parts are joined as models join them: with nothing between."""
+# Fields that set something and say nothing to the model; `messages` is read by itself.
+_PARAMETERS: Final = frozenset(
+    "messages model stream stream_options n user metadata store temperature top_p top_k min_p max_tokens "
+    "max_completion_tokens presence_penalty frequency_penalty logit_bias logprobs top_logprobs stop seed tool_choice "
+    "function_call parallel_tool_calls modalities audio service_tier reasoning reasoning_effort thinking verbosity "
+    "safety_identifier prompt_cache_key prompt_cache_retention provider route transforms models".split()
+)
+
+# Under these keys stands a name out of a list, which is left out: as long as it looks like one.
+_LISTED: Final = frozenset("role type id tool_call_id detail format".split())
+_IDENTIFIER: Final = re.compile(r"[\w.:/$-]{1,64}", re.ASCII)
+# Under these stands text, however it looks; under others a long value may be an image.
+_PROSE: Final = frozenset(
+    "content text name arguments description refusal reasoning reasoning_content reasoning_details thinking prompt "
+    "suffix input instructions system".split()
+)
+# In these objects the client has chosen the keys, and the model reads them.
+_NAMED: Final = frozenset("properties $defs definitions arguments".split())
+_ESCAPE: Final = re.compile(r"\\u[0-9A-Fa-f]{4}")
+
+
+def _strings(value: Any, key: str) -> Iterator[str]:
+    """The strings below a value that stands at `key`."""
     if isinstance(value, str):
-        yield value
+        listed = key in _LISTED and _IDENTIFIER.fullmatch(value)
+        if key in _PROSE or not (listed or is_opaque(value)):
+            yield from _readings(value, key)
     elif isinstance(value, list):
-        joined = "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
-        if joined:
-            yield joined
+        if key in _PROSE:
+            yield from _joined([text for part in value if (text := _text(part))])
         for part in value:
-            if not (isinstance(part, dict) and set(part) <= {"type", "text"}):
-                yield from _strings(part, skip)
+            if key not in _PROSE or not _text(part):
+                yield from _strings(part, key)
+            elif isinstance(part, dict):
+                yield from _strings({name: below for name, below in part.items() if name != "text"}, key)
     elif isinstance(value, dict):
-        for key, below in value.items():
-            if key not in skip or not isinstance(below, str):
-                yield from _strings(below, skip)
+        for name, below in value.items():
+            if key in _NAMED or not _IDENTIFIER.fullmatch(name):
+                yield name
+            yield from _strings(below, name)
+
+
+def _text(part: Any) -> str:
+    """The text of one part of a content."""
+    text = part.get("text") if isinstance(part, dict) else part
+    return text if isinstance(text, str) else ""
+
+
+def _joined(parts: list[str]) -> Iterator[str]:
+    """Servers join the parts of a content with nothing or with a line end: a phrase may be cut, or a word end hidden."""
+    yield from _readings("".join(parts), "text")
+    if any(_glued(before, after) for before, after in pairwise(parts)):
+        yield "\n".join(parts)
+
+
+def _glued(before: str, after: str) -> bool:
+    """Whether two words become one."""
+    last = next((char for char in reversed(before) if char not in NOTHING), "a")
+    first = next((char for char in after if char not in NOTHING), "a")
+    return last.isalnum() and first.isalnum()
+
+
+def _readings(text: str, key: str) -> Iterator[str]:
+    """A text, and what its JSON escapes say if it has some: a model reads the one like the other."""
+    if text:
+        yield text
+    if "\\" in text and (key == "arguments" or _ESCAPE.search(text)):
+        unescaper, pairer = Unescaper(), SurrogatePairer()
+        meant = pairer.feed(unescaper.feed(text) + unescaper.finish()) + pairer.finish()
+        if meant != text:
+            yield meant

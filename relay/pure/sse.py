@@ -7,8 +7,9 @@ Every event keeps the bytes it came in (`Event.raw`), so an event nobody changes
 bring no event (comments, unknown fields, empty lines, fields without data) stand at the head of the next event's raw.
 Joined, the raws are the stream, except for what is discarded:
 
-- the byte order mark at the start, and later lines that begin with one. Forwarded, either could come to stand at the
-  start of the client's stream, or no longer there, and the client would then read another text than was decoded;
+- the byte order mark at the start, and later lines that begin with one. A mark counts only at the start of a stream,
+  and in the client's stream other bytes may come first, or fewer: it would read what was not decoded here, or miss
+  what was;
 - a line that carries nothing (comment, unknown field) over 1,024 bytes; and such lines, and blocks without data, past
   4,096 bytes for one event. A block with fields goes as a whole, lest its `event` line meet the next one's data; its
   `id` and `retry` still count here. None of this ever raises: keep-alive comments may come for ever;
@@ -23,19 +24,19 @@ only at a clean border (nothing taken since the last event), and hands the machi
 Both share one buffer, the unfinished line, so neither needs to know what the other did.
 
 A CR may be half of a CRLF. A line that ends a read with CR is kept until the next byte shows, so that the LF lands in
-the same raw. Only a blank line after a line that was not ended by CRLF does not wait: a stream of bare CRs is not delayed.
-An LF that follows after all is one more empty line, at the head of the next raw.
+the same raw. Only a blank line after a line that was not ended by CRLF does not wait, so that a stream of bare CRs is
+not delayed. An LF that follows after all is one more empty line, at the head of the next raw.
 """
 
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar, cast, overload
 
 BOM = b"\xef\xbb\xbf"
-LF, CR, SPACE = b"\n\r "  # as numbers: `in` looks for one in half the time
+LF, CR, SPACE = b"\n\r "  # as numbers: `in` finds one in a tenth of the time
 FIELDS = frozenset({b"data", b"event", b"id", b"retry"})
 FIELD_STARTS = (b"data:", b"event:", b"id:", b"retry:")
 
-LIMIT_BYTES = 4 * 1024 * 1024  # an image in a chunk takes 1 to 3 MiB in base64
+LIMIT_BYTES = 4 * 1024 * 1024  # a frame of text takes some hundreds of bytes, a whole reply some tens of KiB
 IDLE_LINE_BYTES = 1024  # keep-alive comments take some tens of bytes
 IDLE_BYTES = 4096
 TAIL_BYTES = 4096  # an unfinished line is copied with each read up to here; beyond, only the machine appends to it
@@ -103,12 +104,11 @@ class Decoder(Generic[E]):
         self._id = ""
         self.last_event_id = ""
         self.retry_ms: int | None = None
+        self._clean = False  # nothing was taken since the last event: the short cut may be used
         self._reset()
-        self._clean = False
 
     def _reset(self) -> None:
-        """The state right after an event."""
-        self._clean = True
+        """Forget what was taken since the last event."""
         self._raw = bytearray()
         self._block = 0  # where in raw the block begins that no blank line has ended yet
         self._idle = 0  # bytes in raw that carry nothing
@@ -131,6 +131,8 @@ class Decoder(Generic[E]):
         size = len(data)
         if size > self._fast_bytes:
             return self._lines(data)
+        if data.startswith(b"data: ") and data.endswith(b"\n\n") and data.find(b"\n") == size - 2 and CR not in data:
+            return [self._event(data, data[6:-2], True, "")]
         newline = b"\n"
         if CR in data:
             if not data.count(b"\r\n") == data.count(b"\r") == data.count(b"\n"):
@@ -235,6 +237,7 @@ class Decoder(Generic[E]):
             del self._data[-1]
             events.append(self._event(bytes(raw), bytes(self._data), self._plain, self._name))
             self._reset()
+            self._clean = True
             return
         if len(raw) > IDLE_BYTES:  # with field lines in it the block goes as a whole, otherwise the empty line will do
             del raw[self._block if self._size else len(raw) - len(line) :]
@@ -253,5 +256,5 @@ class Decoder(Generic[E]):
         self._refusal = limit, limit_bytes
         self._line.clear()
         self._reset()
-        self._clean = False
+        self._clean = False  # the machine is where a refusal is repeated
         raise EventTooLarge(limit, limit_bytes)

@@ -87,9 +87,29 @@ PART_SURFACES: Final = PLAIN_SURFACES | {"reasoning_details"}
 # Where a whole message says something to its reader, in the order in which a stream would have said it.
 PROSE: Final = ("reasoning_content", "reasoning", "content", "refusal")
 
-# A value this long without a space or a Han character is no text: audio, a signature, encrypted content.
+# A value this long in nothing but visible ASCII is no text: audio, a signature, encrypted content. Any other character
+# may be read as text: not every script has spaces, and a fullwidth letter is a letter.
 OPAQUE_CHARS: Final = 256
-_TEXT_LIKE: Final = re.compile(r"[\s\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_TEXT_LIKE: Final = re.compile("[^!-~]")
+
+# Ollama, SGLang and KoboldCpp have sent these in every frame.
+_UNFINISHED: Final = (None, "", "null")
+
+# Beyond this, readers differ in what a number is: orjson has floats where the standard library has integers.
+_INDEXES: Final = range(-(2**53), 2**53)
+
+
+def choice_index(choice: Frame, position: int) -> int:
+    """The number of a choice that stands at `position` in its frame. A client that is handed none counts for itself."""
+    index = choice.get("index")
+    if type(index) is float and index.is_integer():  # 1.0 is 1 to clients in JavaScript
+        index = int(index)
+    return index if type(index) is int and index in _INDEXES else position
+
+
+def is_opaque(value: str) -> bool:
+    """Whether a value is no text, where nobody knows what stands there."""
+    return len(value) > OPAQUE_CHARS and _TEXT_LIKE.search(value) is None
 
 
 def read(frame: Frame, *, whole: bool = False) -> Reading:
@@ -141,12 +161,8 @@ class _Reader:
                     texts.append(("text", Kind.PLAIN, value))
             else:
                 self.walk(choice, key, value, key, texts)
-        # A client that is handed no index counts for itself.
-        index = choice.get("index")
-        reading = ChoiceReading(
-            index if type(index) is int else position, texts, choice.get("finish_reason") is not None
-        )
-        self.reading.choices.append(reading)
+        finished = choice.get("finish_reason") not in _UNFINISHED
+        self.reading.choices.append(ChoiceReading(choice_index(choice, position), texts, finished))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
         self.reading.keys += len(message)
@@ -237,30 +253,36 @@ class _Reader:
         """The tokens say the text again. (`top_logprobs` are guesses and are not guarded: the docs say so.)"""
         self.reading.keys += len(logprobs)
         for key, value in logprobs.items():
+            surface = f"logprobs.{key}"
             if key == "top_logprobs":
                 self.reading.keys += count_keys(value)
             elif type(value) is list:
                 joined = []
                 for position, entry in enumerate(value):
                     if type(entry) is dict:
-                        self.reading.keys += count_keys(entry)
-                        token = entry.get("token")
-                        if type(token) is str:
-                            joined.append(token)
-                        for name, other in entry.items():
-                            if name not in ("token", "top_logprobs", "bytes", "logprob"):
-                                self.reading.keys -= count_keys(other)
-                                self.walk(entry, name, other, f"logprobs.{key}.{name}", texts)
+                        joined.append(self.token(entry, surface, texts))
                     elif type(entry) is str:
                         joined.append(entry)
                     else:
-                        self.walk(value, position, entry, f"logprobs.{key}", texts)
-                if joined:
-                    text = "".join(joined)
-                    if text:
-                        texts.append((f"logprobs.{key}", Kind.PLAIN, text))
+                        self.walk(value, position, entry, surface, texts)
+                text = "".join(joined)
+                if text:
+                    texts.append((surface, Kind.PLAIN, text))
             else:
-                self.walk(logprobs, key, value, f"logprobs.{key}", texts)
+                self.walk(logprobs, key, value, surface, texts)
+
+    def token(self, entry: Frame, surface: str, texts: list[Text]) -> str:
+        """The token of one entry; "" if it has none."""
+        self.reading.keys += len(entry)
+        token = ""
+        for key, value in entry.items():
+            if key == "token" and type(value) is str:
+                token = value
+            elif key == "top_logprobs":
+                self.reading.keys += count_keys(value)
+            else:
+                self.walk(entry, key, value, f"{surface}.{key}", texts)
+        return token
 
     def walk(self, container: Any, key: str | int, value: Any, path: str, texts: list[Text]) -> None:
         """Every string below a place that no table knows."""
@@ -280,10 +302,10 @@ class _Reader:
 
     def unknown(self, container: Any, key: str | int, value: str, path: str, texts: list[Text]) -> None:
         self.reading.unknown.append((container, key))
-        if len(value) <= OPAQUE_CHARS or _TEXT_LIKE.search(value):
-            texts.append(("?" + path, Kind.PLAIN, value))
-        else:
+        if is_opaque(value):
             self.reading.opaque.append((container, key))
+        else:
+            texts.append(("?" + path, Kind.PLAIN, value))
 
 
 _CONTAINERS: Final = frozenset((str, dict, list))

@@ -95,9 +95,9 @@ class Run:
     """
 
     __slots__ = (
-        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence", "_text",
-        "_unescaper", "choice", "cut", "end", "ended", "evasive", "horizon", "since", "stopped", "surface", "unknown",
-        "windows",
+        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence",
+        "_sentence_at", "_text", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasive", "horizon",
+        "name", "since", "stopped", "surface", "windows",
     )  # fmt: skip
 
     def __init__(
@@ -113,7 +113,11 @@ class Run:
         """`resumes` is the earlier run of the same surface, whose tail is context for this one."""
         self.choice = choice
         self.surface = surface
-        self.unknown = surface.startswith("?")
+        self.beside = surface.startswith(("?", "logprobs."))  # it may come and go while another surface goes on
+        self.name: str = (
+            resumes.name if resumes is not None else ""
+        )  # of a tool, as far as it came before the arguments
+        self.arguing: bool = resumes is not None and resumes.arguing  # a tool's arguments have begun
         self.windows: deque[Window] = deque()
         self.ended = False
         self.stopped = False  # a violation was found in it
@@ -127,6 +131,7 @@ class Run:
         self._named = False  # a tool's name was read and its arguments have not begun
         self._before = 0  # originals at the end that fold to nothing
         self._sentence = 0  # the last sentence end
+        self._sentence_at = 0.0  # when it came
         start: int = resumes.end if resumes is not None else 0
         self.end: int = start
         self.cut = start
@@ -157,7 +162,9 @@ class Run:
     def _join(self, text: str, kind: Kind) -> str:
         if kind is Kind.NAME:
             self._named = True
+            self.name += text
             return text
+        self.arguing = True
         if self._unescaper is None:
             self._unescaper = Unescaper()
         line = "\n" if self._named else ""
@@ -166,7 +173,8 @@ class Run:
 
     def _extend(self, text: str, now: float) -> Sequence[Hit]:
         copy = fold(text)
-        self._count_nothing(text)
+        if text[-1] in NOTHING or self._before or len(text) > MAX_NOTHING:
+            self._count_nothing(text)
         if not copy:
             return ()
         if self.end == self.cut:
@@ -177,6 +185,7 @@ class Run:
             last = max(map(copy.rfind, SENTENCE_ENDS))
             if last >= 0:
                 self._sentence = self.end - len(copy) + last + 1
+                self._sentence_at = now
         hits: Sequence[Hit] = ()
         for scanner in self._scanners:
             found = scanner.feed(copy)
@@ -200,11 +209,11 @@ class Run:
 
         An original that folds to nothing belongs to the next one that does not; so does half an escape.
         """
-        waits = (
-            self._before
-            or (self._unescaper is not None and self._unescaper.pending)
-            or (self._pairer is not None and self._pairer.pending)
-        )
+        waits: int | bool = self._before
+        if self._unescaper is not None:
+            waits = waits or self._unescaper.pending
+        if self._pairer is not None:
+            waits = waits or self._pairer.pending
         return self.end + 1 if waits else self.end
 
     def finish(self, now: float) -> Sequence[Hit]:
@@ -238,7 +247,7 @@ class Run:
             or fresh >= cutting.max_chars
             or (not self.cut and fresh >= cutting.first_chars + cutting.overlap)
             or self._sentence - self.cut >= cutting.sentence_chars
-            or now - self.since >= cutting.max_wait_s
+            or now >= self.since + cutting.max_wait_s  # as `deadline` reckons: the two must agree to the last bit
         )
 
     def deadline(self) -> float | None:
@@ -260,7 +269,8 @@ class Run:
         window = Window(self, self._base, end, self._text[: end - self._base])
         self.windows.append(window)
         self.cut = end
-        self.since = now
+        # What stands behind a sentence end came with it or later.
+        self.since = self._sentence_at if end == self._sentence else now
         return window
 
     def passed(self, window: Window) -> None:
@@ -276,12 +286,15 @@ class Run:
         if self.ended and not self.windows and (not self._remote or self.cut == self.end):
             self.horizon = ALL
             return
-        horizon = self.end
+        held = 0
         for scanner in self._scanners:
-            horizon = min(horizon, self.end - scanner.held)
+            if scanner.held > held:  # not max(): this runs for every frame
+                held = scanner.held
+        horizon = self.end - held
         if self._remote:
             horizon = min(horizon, self._passed - self._cutting.overlap)
-        self.horizon = max(self.horizon, horizon)
+        if horizon > self.horizon:
+            self.horizon = horizon
 
     def stop(self, position: int) -> None:
         """Nothing from `position` on may ever leave."""

@@ -170,6 +170,7 @@ FURTHER = {
         [b"1\n2", b"3\n4", b"5"],
     ),
     "a CRLF among LFs": (b"data: 1\r\ndata: 2\n\ndata: 3\n\r\n", [b"1\n2", b"3"]),
+    "fields that begin like data": (b"database: 1\n\ndata_\n\ndata : 1\n\ndata: 2\n\n", [b"2"]),
     "a forged end is data": (b"data: [DONE]x\n\ndata: [DONE]\n\ndata: 1\n\n", [b"[DONE]x", b"[DONE]", b"1"]),
     "OpenRouter's comment": (b": OPENROUTER PROCESSING\n\ndata: 1\n\n", [b"1"]),
     "no blank line at the end": (b"data: 1\n\ndata: 2\n", [b"1"]),
@@ -579,11 +580,12 @@ class TestLimits:
         with pytest.raises(EventTooLarge, match=r"max_event_bytes \(4,194,304 bytes\)"):
             decode([b"data:\n", line])
 
-    def test_refusal(self) -> None:
+    @pytest.mark.parametrize("first", [b"event: e\nid: 1\ndata: secret", b"data: secret", b"data: secret\n\n"])
+    def test_refusal(self, first: bytes) -> None:
         """After the first error every feed raises the same, whatever it brings; closing brings nothing."""
         decoder = Decoder(max_line_bytes=10)
         messages = []
-        for piece in [b"event: e\nid: 1\ndata: secret", b"data: 1\n\n", b"\n\n", b""]:
+        for piece in [first, b"data: 1\n\n", b"\n\n", b""]:
             with pytest.raises(EventTooLarge) as caught:
                 decoder.feed(piece)
             messages.append(str(caught.value))
@@ -591,6 +593,8 @@ class TestLimits:
         assert expected == messages
         assert not decoder.close()
         assert not decoder.last_event_id
+        with pytest.raises(EventTooLarge):
+            decoder.feed(b"data: 1\n\n")
 
     def test_error(self) -> None:
         """The error is a ValueError and names the limit; nothing of the payload is in it."""
@@ -614,6 +618,15 @@ class TestLimits:
             tracemalloc.stop()
         assert held < 50_000
         assert peak < 2 * MIB
+
+    @pytest.mark.parametrize("start", [b"data: ", b"data:", b"event: ", b"id: ", b"retry: ", b"retry:"])
+    def test_long_field_line(self, start: bytes) -> None:
+        """A long line of any field is kept whole while it comes, and refused at the limit before it has ended."""
+        line = start.ljust(3000, b"9")
+        stream = line + b"\ndata: 1\n\n"
+        assert [stream] == [event.raw for event in decode(in_bytes(stream, 100))]
+        with pytest.raises(EventTooLarge):
+            decode(in_bytes(line, 100), Decoder(max_line_bytes=2999))
 
     def test_long_line_is_only_appended_to(self) -> None:
         """A short read does not copy the long unfinished line before it."""

@@ -18,13 +18,14 @@ from ahocorasick_rs import AhoCorasick, Implementation
 from relay.pure.fold import fold
 from relay.pure.window import Hit
 
-# The scripts in which words are set apart by spaces end before the CJK blocks.
-_FIRST_CJK = "\u2e80"
+# Latin, Greek, Cyrillic and Armenian end here. Words of later scripts are not set apart (Thai), or carry what others
+# write before and after them (Hebrew, Korean): whole words would miss them.
+_FIRST_JOINED = "\u0590"
 
 
 def _in_word(char: str) -> bool:
     """Whether a character can be part of a word that is set apart by spaces."""
-    return char < _FIRST_CJK and char.isalnum()
+    return char < _FIRST_JOINED and char.isalnum()
 
 
 class Phrases:
@@ -35,7 +36,7 @@ class Phrases:
     ) -> None:
         folded: dict[str, None] = {}
         for phrase in phrases:
-            copy = fold(phrase.strip())
+            copy = fold(phrase).strip()
             if not copy:
                 raise ValueError(f"the phrase {phrase!r} has no visible character; remove it")
             folded[copy] = None
@@ -57,14 +58,20 @@ class Phrases:
     def __len__(self) -> int:
         return len(self._phrases)
 
-    def hits(self, text: str, before: str, after: str | None) -> list[Hit]:
+    def hits(self, text: str, before: str, after: str | None, told: int = 0, *, waited: bool = False) -> list[Hit]:
         """What stands in `text`, at positions in it.
 
         before: the character before the text, "" at its start. after: "" at the end of everything, None if the next
-        character is not known yet; a word that ends with the text is then no hit yet.
+        character is not known yet; a word that ends with the text is then no hit yet. told: the length of the text's
+        head whose hits were told already; with `waited`, all but those of words that end with it.
         """
+        matches = self._automaton.find_matches_as_indexes(text, overlapping=True)
+        if not matches:
+            return []
         found = []
-        for index, start, end in self._automaton.find_matches_as_indexes(text, overlapping=True):
+        for index, start, end in matches:
+            if end <= told and not (waited and end == told and self._word_end[index]):
+                continue
             if self._word_start[index]:
                 previous = text[start - 1] if start else before
                 if previous and _in_word(previous):
@@ -80,7 +87,7 @@ class Phrases:
 class PhraseScanner:
     """Reads one text as it comes. Positions are counted from its beginning."""
 
-    __slots__ = ("_before", "_phrases", "_position", "_tail", "held")
+    __slots__ = ("_before", "_decided", "_phrases", "_position", "_tail", "held")
 
     def __init__(self, phrases: Phrases) -> None:
         self.held = 0
@@ -88,12 +95,16 @@ class PhraseScanner:
         self._tail = ""  # what is held, or was held when the last run ended
         self._before = ""  # the character before the tail
         self._position = 0  # where the tail begins
+        self._decided = False  # the last run has ended, and with it the words at its end
 
     def feed(self, text: str) -> Sequence[Hit]:
+        if not text:
+            return ()
         phrases = self._phrases
-        held = self._tail
-        text = held + text if held else text
-        hits = phrases.hits(text, self._before, None)
+        told = len(self._tail)
+        text = self._tail + text if told else text
+        hits = phrases.hits(text, self._before, None, told, waited=not self._decided)
+        self._decided = False
         if hits:
             hits = self._placed(hits)
         heads = phrases.heads
@@ -112,9 +123,10 @@ class PhraseScanner:
 
     def finish(self) -> Sequence[Hit]:
         self.held = 0
-        if not self._tail:
+        if not self._tail or self._decided:
             return ()
-        return self._placed(self._phrases.hits(self._tail, self._before, ""))
+        self._decided = True
+        return self._placed(self._phrases.hits(self._tail, self._before, "", len(self._tail), waited=True))
 
     def _placed(self, hits: Iterable[Hit]) -> list[Hit]:
         return [hit._replace(start=hit.start + self._position, end=hit.end + self._position) for hit in hits]

@@ -1,0 +1,38 @@
+"""A moderator and a plugin for these tests, found beside their relay.toml as anybody's would be."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from relay.moderator import PASS, Moderator
+from relay.plugin import Plugin
+
+
+class Waiting(Moderator):
+    """Gives no verdict on a text that holds `word`; asked: the texts that it was shown with it."""
+
+    word: str = "ponder"
+
+    asked: ClassVar[list[str]] = []
+
+    async def check(self, text, context):
+        if self.word in text:
+            self.asked.append(text)
+            await asyncio.get_running_loop().create_future()
+        return PASS
+
+
+class Ledger(Plugin):
+    """Writes down the end of every exchange, and its own."""
+
+    told: ClassVar[list[str]] = []
+
+    @asynccontextmanager
+    async def lifespan(self, services):
+        self.told.clear()
+        yield
+        self.told.append("closed")
+
+    async def on_end(self, ex):
+        await asyncio.sleep(0.01)  # what a store takes
+        self.told.append(ex.outcome.kind)

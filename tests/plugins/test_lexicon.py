@@ -1,0 +1,287 @@
+"""The word list: its phrases against a search by force, however the text is cut; and its options."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.log import configure
+from relay.metrics import Metrics, ModerationTally
+from relay.moderator import Context
+from relay.plugin import Services
+from relay.pure.fold import fold
+from relay.pure.window import Hit
+from relay_plugins.lexicon import Lexicon, Phrases
+from relay_plugins.lexicon.phrases import PhraseScanner
+
+Span = tuple[int, int]
+
+
+def phrases(words: Iterable[str], *, whole_words: bool = True) -> Phrases:
+    return Phrases(words, label="bad", blocks=True, moderator="lexicon", whole_words=whole_words)
+
+
+def spans(hits: Sequence[Hit]) -> list[Span]:
+    return [(hit.start, hit.end) for hit in hits]
+
+
+def found(words: Iterable[str], text: str, *, whole_words: bool = True) -> list[str]:
+    """The phrases found in a text that is there as a whole."""
+    text = fold(text)
+    return [text[start:end] for start, end in sorted(spans(phrases(words, whole_words=whole_words).hits(text, "", "")))]
+
+
+# By force. A word here is Latin: the alphabet of the texts below has `a`, `b` and `1`, and Han and others around them.
+
+ALPHABET = "ab1你好 -ย"
+TEXTS = st.text(ALPHABET, max_size=14)
+WORDS = st.lists(st.text(ALPHABET, min_size=1, max_size=5).filter(str.strip), min_size=1, max_size=6)
+CUTS = st.lists(st.integers(0, 14), max_size=6)
+
+
+class Reference:
+    """What a scanner has to say after each piece of a text, found by looking at all phrases at all places."""
+
+    def __init__(self, words: Iterable[str], whole_words: bool) -> None:
+        self.words = {word.strip() for word in words}
+        self.whole_words = whole_words
+        self.text = ""
+        self.told: set[Span] = set()
+
+    def in_word(self, char: str) -> bool:
+        return self.whole_words and char in tuple("ab1")
+
+    def waits(self, word: str) -> bool:
+        return self.in_word(word[-1])
+
+    def feed(self, text: str, *, ended: bool = False) -> list[Span]:
+        """The hits decided by these characters, or by the end after them."""
+        self.text += text
+        every = self.text
+        hits = {
+            (start, start + len(word))
+            for word in self.words
+            for start in range(len(every))
+            if every.startswith(word, start)
+            and not (start and self.in_word(word[0]) and self.in_word(every[start - 1]))
+            and self.ends(word, every[start + len(word) :], ended)
+        }
+        new = sorted(hits - self.told)
+        self.told |= hits
+        return new
+
+    def ends(self, word: str, rest: str, ended: bool) -> bool:
+        return not self.waits(word) or (not self.in_word(rest[0]) if rest else ended)
+
+    @property
+    def held(self) -> int:
+        """The longest tail that begins a phrase, or is one that waits for its end."""
+        heads = {word[:length] for word in self.words for length in range(1, len(word) + self.waits(word))}
+        return max(len(head) for head in ("", *heads) if self.text.endswith(head))
+
+
+def pieces(text: str, cuts: Iterable[int]) -> list[str]:
+    borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    return [text[start:end] for start, end in pairwise(borders)]
+
+
+@given(WORDS, st.lists(st.tuples(TEXTS, CUTS), min_size=1, max_size=3), st.booleans())
+def test_a_scanner_is_a_search_by_force(words: list[str], runs: list[tuple[str, list[int]]], whole_words: bool) -> None:
+    """Each hit is told once, as soon as it is decided; just so much is held as may begin one. Runs follow each other."""
+    scanner = PhraseScanner(phrases(words, whole_words=whole_words))
+    reference = Reference(words, whole_words)
+    for text, cuts in runs:
+        for piece in pieces(text, cuts):
+            assert reference.feed(piece) == sorted(spans(scanner.feed(piece)))
+            assert reference.held == scanner.held or not piece
+        assert reference.feed("", ended=True) == sorted(spans(scanner.finish()))
+        assert 0 == scanner.held
+        assert () == tuple(scanner.finish())
+
+
+@given(WORDS, TEXTS, st.booleans())
+def test_what_is_not_held_is_in_no_later_hit(words: list[str], text: str, whole_words: bool) -> None:
+    """A character that was once free to leave is never part of what is found later; freedom is never taken back."""
+    scanner = PhraseScanner(phrases(words, whole_words=whole_words))
+    free = 0
+    for position, char in enumerate(text, 1):
+        hits = scanner.feed(char)
+        assert all(hit.start >= free for hit in hits)
+        assert free <= position - scanner.held
+        free = position - scanner.held
+    assert all(hit.start >= free for hit in scanner.finish())
+
+
+@given(WORDS, TEXTS, CUTS, st.booleans())
+def test_a_text_that_comes_is_the_text_that_is_there(
+    words: list[str], text: str, cuts: list[int], whole_words: bool
+) -> None:
+    """A scanner finds over a whole text what one look at it finds."""
+    lexicon = phrases(words, whole_words=whole_words)
+    scanner = PhraseScanner(lexicon)
+    hits = [hit for piece in pieces(text, cuts) for hit in scanner.feed(piece)]
+    assert sorted(lexicon.hits(text, "", "")) == sorted([*hits, *scanner.finish()])
+
+
+def test_a_phrase_in_a_longer_one_is_told_once() -> None:
+    """It is held as the head of the longer one after it was found, and is not found again."""
+    scanner = PhraseScanner(phrases(["敏感", "敏感词"]))
+    assert [[(0, 2)], [], [(3, 5)], [(3, 6)]] == [spans(scanner.feed(piece)) for piece in ("敏感", "的", "敏感", "词")]
+    assert () == tuple(scanner.finish())
+
+
+def test_a_surface_resumes() -> None:
+    """A phrase that an end has cut is found whole; a word that the end has decided is not told again."""
+    scanner = PhraseScanner(phrases(["敏感词", "ass"]))
+    pieces = ("an ass", None, None, "", " 敏感", None, "词")
+    told = [spans(scanner.finish() if piece is None else scanner.feed(piece)) for piece in pieces]
+    assert [[], [(3, 6)], [], [], [], [], [(7, 10)]] == told
+
+
+class Words(NamedTuple):
+    phrase: str
+    text: str
+    hits: int
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Words("ass", "ass", 1),
+        Words("ass", "class asset bass", 0),
+        Words("ass", "(ass) ass. Ass-ASS", 4),
+        Words("ass", "他说ass吗ass", 2),
+        Words("ass", "ass1 1ass", 0),
+        Words("ass", "ass_ ass's", 2),
+        Words("ass", "assé", 0),
+        Words("ass", "ＡＳＳ а\u200bss", 2),
+        Words("a b", "aa b a bb a b", 1),
+        Words("c++", "c++11 ac++ c++", 2),
+        Words("-x", "a-x a-xb", 1),
+        Words("卖ice", "买卖ice吗 卖iced", 1),
+        Words("ice毒", "nice毒 ice毒品", 1),
+        Words("敏感", "很敏感词", 1),
+        Words("наркотик", "наркотик, наркотики", 1),
+        Words("ยาเสพติด", "ขายยาเสพติดที่นี่", 1),
+        Words("마약", "마약을", 1),
+        Words("سلاح", "والسلاح", 1),
+    ],
+)
+def test_whole_words(case: Words) -> None:
+    """Latin, Greek and Cyrillic phrases are whole words; where words are not set apart, phrases are found anywhere."""
+    assert case.hits == len(found([case.phrase], case.text))
+
+
+def test_parts_of_words() -> None:
+    """Whole words can be turned off, and nothing is then held for a word's end."""
+    assert ["ass", "ass"] == found(["ass"], "class asset", whole_words=False)
+    scanner = PhraseScanner(phrases(["ass"], whole_words=False))
+    assert [(2, 5)] == spans(scanner.feed("class"))
+    assert 0 == scanner.held
+
+
+def test_overlapping_phrases() -> None:
+    """Every phrase is found, also inside and across others."""
+    assert ["一二", "一二三", "二三", "二三四"] == found(["一二三", "二三", "一二", "二三四"], "一二三四")
+
+
+def test_phrases_are_folded_once() -> None:
+    """Phrases are compared as texts are: by what is seen of them. Equal ones are one, and spaces around are none."""
+    assert 1 == len(phrases(["國語", "国语", " 国\u200b语 ", "\u200b 国语\u3000"]))
+    assert ["国语"] == found(["國語"], "中國\u200b語言")
+    assert 3 == phrases(["ab", "abc"]).longest
+
+
+@pytest.mark.parametrize("phrase", ["", " \t", "\u200b", "\u200b \u200b", "\u3000"])
+def test_a_phrase_of_nothing(phrase: str) -> None:
+    """A phrase of which nothing is seen would be everywhere: it is refused, and shown."""
+    with pytest.raises(ValueError, match="no visible character") as caught:
+        phrases(["ok", phrase])
+    assert repr(phrase) in str(caught.value)
+
+
+def test_a_hit_says_what_it_is() -> None:
+    """Label, action and moderator go with each hit; a list that only reviews does not block."""
+    assert [Hit(1, 3, "politics", False, "lexicon")] == Lexicon(
+        words=("敏感",), label="politics", action="review"
+    ).find("很敏感")
+    assert [Hit(0, 2, "lexicon", True, "lexicon")] == Lexicon(words=("敏感",)).scanner().feed("敏感")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("敏感\nporn\n".encode(), id="lines"),
+        pytest.param("敏感\r\nporn".encode(), id="CRLF, no last line end"),
+        pytest.param("\ufeff敏感\nporn\n".encode(), id="byte order mark"),
+        pytest.param("# a list\n\n  敏感  \n\t\n#porn\nporn\n  # indented\nporn\n".encode(), id="comments and blanks"),
+    ],
+)
+def test_files(tmp_path: Path, content: bytes) -> None:
+    """A file has a phrase a line; comments, blank lines, doubles and a byte order mark count for nothing."""
+    path = tmp_path / "words.txt"
+    path.write_bytes(content)
+    lexicon = Lexicon(files=(path,), words=("敏感",))
+    assert ["敏感", "porn"] == ["敏感 porn,"[hit.start : hit.end] for hit in lexicon.find("敏感 porn,")]
+    assert 2 == len(lexicon._phrases)
+
+
+def test_several_files(tmp_path: Path) -> None:
+    """Words and all files are one list."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name * 3)
+    lexicon = Lexicon(files=(tmp_path / "a", tmp_path / "b"), words=("ccc",))
+    assert 3 == len(lexicon.find("aaa bbb ccc"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        pytest.param(None, "cannot be read (No such file or directory); check the path in `files`", id="missing"),
+        pytest.param("敏感\n".encode("gb18030"), "not UTF-8 at byte 0; save it as UTF-8", id="GB 18030"),
+        pytest.param(b"ok\n\xff", "not UTF-8 at byte 3; save it as UTF-8", id="a byte"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    """The start is refused with the path, the reason and the remedy."""
+    path = tmp_path / "words.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        Lexicon(files=(path,))
+    assert f"{path}: {problem}" == str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n\n"])
+def test_a_list_without_phrases(tmp_path: Path, content: str) -> None:
+    """A lexicon that finds nothing is a mistake."""
+    path = tmp_path / "words.txt"
+    path.write_text(content)
+    for lexicon in ({"files": (path,)}, {}):
+        with pytest.raises(ValueError, match="there are no phrases"):
+            Lexicon(**lexicon)
+
+
+async def test_its_label_is_a_metric(tmp_path: Path) -> None:
+    """What it finds is counted under its label."""
+    metrics = Metrics([], [])
+    async with Lexicon(words=("a",), label="politics").lifespan(Services(configure(), metrics, tmp_path)):
+        metrics.moderated(ModerationTally(violations={("lexicon", "politics"): 2}))
+    exposition, _ = await asyncio.to_thread(metrics.render)
+    counted = [line for line in exposition.decode().splitlines() if 'label="politics"' in line]
+    assert any('moderator="lexicon"' in line and line.endswith(" 2.0") for line in counted)
+
+
+async def test_a_lexicon_can_be_asked() -> None:
+    """Asked about a text as it was written, it says what it would find in its copy."""
+    context = Context("req-1", "request", "messages[0]")
+    assert "block" == (await Lexicon(words=("敏感",)).check("很敏\u200b感", context)).action
+    assert "pass" == (await Lexicon(words=("敏感",), action="review").check("敏感", context)).action

@@ -1,0 +1,92 @@
+"""What the documentation shows is run: configurations are built, plugins are loaded, commands and paths exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from relay.assembly import assemble
+from relay.config import parse
+from relay.plugin import Plugin
+from relay_plugins.moderation import Moderation
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = [ROOT / "README.md", ROOT / "docs" / "README.zh.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+def test_the_configuration_of_the_readme_is_sound(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds as printed, in the order in which it is printed."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-upstream")
+    monkeypatch.setenv("SHOP_KEY", "sk-shop")
+    (tmp_path / "words.txt").write_text("违禁\n", encoding="utf-8")
+    [text] = blocks(page, "toml")
+    chain = assemble(parse(text, tmp_path / "relay.toml"))
+    assert ["auth", "moderation"] == [link.name for link in chain.links]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
+def test_the_plugin_of_the_readme_runs_beside_a_configuration(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten lines saved as a file are a plugin, with its field as its option."""
+    [code] = blocks(page, "python")
+    module = f"office_{page.stem.replace('.', '_')}"
+    (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = f"""
+        [[upstreams]]
+        name = "any"
+        base_url = "http://127.0.0.1:1/v1"
+        models = ["*"]
+        [[plugins]]
+        use = "{module}:Office"
+        max_messages = 20
+    """
+    [link] = assemble(parse(text, tmp_path / "relay.toml")).links
+    assert isinstance(link.plugin, Plugin)
+    assert getattr(link.plugin, "max_messages", None) == 20
+
+
+def test_both_readmes_show_the_same_configuration() -> None:
+    """The Chinese page differs from the English one in its comments only."""
+    stripped = [re.sub(r" *#.*", "", blocks(page, "toml")[0]) for page in READMES]
+    assert stripped[0] == stripped[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_exists(page: Path) -> None:
+    """Links between pages, and paths of the repository in backquotes."""
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)\)", text)]
+    paths = [ROOT / path for path in re.findall(r"`((?:relay|plugins|tests|docs|grafana|bench)/[\w/.]*)`", text)]
+    assert [] == [path for path in links + paths if not path.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_make_targets_that_a_page_names_exist(page: Path) -> None:
+    """`make WORD` in a page is a target of the Makefile."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set() == set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8"))) - targets
+
+
+def test_the_options_of_moderation_are_documented() -> None:
+    """docs/moderation.md names the options that decide what leaves."""
+    text = (ROOT / "docs" / "moderation.md").read_text(encoding="utf-8")
+    decisive = [
+        "request",
+        "response",
+        "holdback_chars",
+        "held_bytes",
+        "on_violation",
+        "notice",
+        "unknown_fields",
+        "opaque",
+    ]
+    assert [] == [name for name in decisive if f"`{name}" not in text or name not in Moderation.__dataclass_fields__]
