@@ -74,7 +74,7 @@ class Delivery:
             self.first_at = self._ex.loop.time()
         self.reads += 1
         try:
-            self._take(data)
+            self._ex.burst(self._take, data)
         except Exception:  # noqa: BLE001 - sinks do not raise, so it is our own fault, and the parser would swallow it
             self._ex.stop(Outcome("internal_error", InternalError()))
 
@@ -84,7 +84,6 @@ class Delivery:
 
     def on_error(self, error: BaseException) -> None:
         self._fail(_died())
-        self._body.close()  # also if it broke after all that counts: its end need not be waited for
 
     def _take(self, data: bytes) -> None:
         raise NotImplementedError

@@ -147,7 +147,8 @@ class Gate:
     def _act(self) -> None:
         """Do what the guard has decided."""
         guard = self._guard
-        self._release()
+        if guard.released:
+            self._ex.burst(self._release)
         if guard.checks:
             checks, guard.checks = guard.checks, []
             for window in checks:

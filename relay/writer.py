@@ -35,7 +35,7 @@ class StreamWriter:
     """Writes a stream. `run` is awaited by the request's handler until the stream has ended."""
 
     __slots__ = (
-        "_bytes", "_chunked", "_ended", "_ex", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
+        "_chunked", "_ended", "_ex", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
         "chunks", "first_at", "headers", "outcome",
     )  # fmt: skip
 
@@ -49,15 +49,18 @@ class StreamWriter:
         self._stall_timeout_s = stall_timeout_s
         self._chunked = request.version >= HttpVersion11  # HTTP/1.0: the body ends with the connection
         self._transport: asyncio.Transport | None = None
-        self._pending: list[bytes] = []  # before the head has left
+        self._pending: list[bytes] = []  # what the next write will take
         self._waiter: asyncio.Future[None] | None = None
         self._ended = asyncio.Event()
+        ex.flush = self.flush
 
     # The sink
 
     def feed(self, chunk: Chunk) -> None:
         self.chunks += 1
-        self._write(chunk.raw)
+        self._pending.append(chunk.raw)
+        if not self._ex.bursting:
+            self.flush()
 
     def end(self, outcome: Outcome) -> None:
         if self.outcome is not None:
@@ -65,7 +68,8 @@ class StreamWriter:
         self.outcome = outcome
         if outcome.kind != "client_gone" and (self._began or outcome.error is None):
             error = error_event(outcome.error.body) if outcome.error is not None else b""
-            self._write(error + outcome.done)
+            self._pending.append(error + outcome.done)
+        self.flush()
         self._ended.set()
         self._wake()
 
@@ -80,14 +84,20 @@ class StreamWriter:
     def keep_alive(self) -> None:
         """Say that we are still there, if the head has left and the end has not come."""
         if self._transport is not None and self.outcome is None:
-            self._write(KEEP_ALIVE)
+            self._pending.append(KEEP_ALIVE)
+            self.flush()
 
-    def _write(self, data: bytes) -> None:
-        transport = self._transport
+    def flush(self) -> None:
+        """Write what was fed, in one HTTP chunk; before the head has left, have it sent."""
+        pending, transport = self._pending, self._transport
+        if not pending:
+            return
         if transport is None:
-            self._pending.append(data)
             self._wake()
-        elif not transport.is_closing():
+            return
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        pending.clear()
+        if not transport.is_closing():
             transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
                 self._ex.pause(self)
@@ -120,8 +130,7 @@ class StreamWriter:
             raise ConnectionResetError("the client is gone")
         self._transport = transport
         self.first_at = self._ex.loop.time()
-        pending, self._pending = self._pending, []
-        self._write(b"".join(pending))
+        self.flush()
         while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
                 await _taken(stream.drain(), transport, self._stall_timeout_s)

@@ -200,6 +200,8 @@ class Guard:
         self._whole = whole
         self._choices: dict[int, Choice] = {}
         self._loose = Choice(None)  # strings that belong to no choice
+        self._loose_said: Sequence[Text] = ()  # by the last frame that had any
+        self._loose_waits: dict[Run, int] = {}  # what that frame waits for
         self._uncut: list[Run] = []  # runs that windows may have to be cut from, oldest first
         self._found: list[tuple[Choice, Run, Hit]] = []
         self._queue: deque[Held] = deque()
@@ -281,8 +283,11 @@ class Guard:
             said = sum(len(text) for _, _, text in reading.loose)
             chars.append(said)
             self.tally.came += said
-            self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), waits, lenient, now)
-            self._loose.state = State.LIVE
+            # What every frame of a stream repeats is read once; each of them waits for its verdict.
+            if reading.loose != self._loose_said:
+                self._loose_said, self._loose_waits = reading.loose, {}
+                self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), self._loose_waits, lenient, now)
+            waits |= self._loose_waits
         held.chars = tuple(chars)
         if self._policy.hold:
             held.waits = tuple(waits.items())
@@ -348,7 +353,6 @@ class Guard:
             return
         self._answered()
         self._fail("moderation_unavailable")
-        self._move(now)
 
     def end(self, now: float) -> None:
         """The upstream has ended, or was stopped: no more frames. When all is released, `finished` is true."""
@@ -431,15 +435,15 @@ class Guard:
         main = any(not run.beside for run in touched)
         for run in tuple(choice.runs.values()):
             if run not in touched and (main or run.beside):
-                self._end_run(choice, run, now)
+                self._end_run(choice, run, now, resumable=True)
 
     def _end_runs(self, choice: Choice, now: float) -> None:
         for run in tuple(choice.runs.values()):
             self._end_run(choice, run, now)
 
-    def _end_run(self, choice: Choice, run: Run, now: float) -> None:
+    def _end_run(self, choice: Choice, run: Run, now: float, *, resumable: bool = False) -> None:
         before = run.end
-        hits = run.finish(now)
+        hits = run.finish(now, resumable=resumable)
         if hits or run.evasive:
             self._hits(choice, run, hits, before)
         choice.ended[run.surface] = choice.runs.pop(run.surface)
@@ -499,7 +503,6 @@ class Guard:
         unsaid = {choice for held in rest for choice in held.choices}
         self._held -= sum(held.size for held in rest)
         self._queue = deque(queue[:first] + closings)
-        self._expected = 0
         for choice in list(self._choices.values()) or [self._choice(0)]:
             if choice.state is State.LIVE or choice in unsaid:
                 self._block(choice)

@@ -126,8 +126,9 @@ class Run:
         self._cutting = cutting
         self._scanners = scanners
         self._remote = remote
-        self._unescaper: Unescaper | None = None
-        self._pairer: SurrogatePairer | None = None
+        # Half an escape, or half a pair, waits here for its rest, which may come in a later run.
+        self._unescaper: Unescaper | None = resumes._unescaper if resumes is not None else None
+        self._pairer: SurrogatePairer | None = resumes._pairer if resumes is not None else None
         self._named = False  # a tool's name was read and its arguments have not begun
         self._before = 0  # originals at the end that fold to nothing
         self._sentence = 0  # the last sentence end
@@ -216,16 +217,17 @@ class Run:
             waits = waits or self._pairer.pending
         return self.end + 1 if waits else self.end
 
-    def finish(self, now: float) -> Sequence[Hit]:
-        """The run has ended: nothing more of it will come."""
+    def finish(self, now: float, *, resumable: bool = False) -> Sequence[Hit]:
+        """The run has ended: nothing more of it will come. `resumable`: a later run of its surface may."""
         if self.ended:
             return ()
         hits: Sequence[Hit] = ()
-        rest = self._unescaper.finish() if self._unescaper is not None else ""
-        if self._pairer is not None:
-            rest = self._pairer.feed(rest) + self._pairer.finish()
-        if rest:
-            hits = self._extend(rest, now)
+        if not resumable:
+            rest = self._unescaper.finish() if self._unescaper is not None else ""
+            if self._pairer is not None:
+                rest = self._pairer.feed(rest) + self._pairer.finish()
+            if rest:
+                hits = self._extend(rest, now)
         self.ended = True
         for scanner in self._scanners:
             found = scanner.finish()

@@ -14,7 +14,7 @@ import json
 import logging
 import socket
 import struct
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aiohttp
@@ -343,12 +343,10 @@ class Wire:
     async def rest(self):
         """Everything up to the end of the connection, however it ends."""
         parts = []
-        try:
+        with suppress(ConnectionError):
             async with asyncio.timeout(PATIENCE_S):
                 while part := await self.reader.read(2**16):
                     parts.append(part)
-        except ConnectionError:
-            pass
         return b"".join(parts)
 
     def hurry(self):
@@ -370,10 +368,8 @@ class Wire:
 
     async def close(self):
         self.writer.close()
-        try:
+        with suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 def _cased(headers):

@@ -36,3 +36,21 @@ class Ledger(Plugin):
     async def on_end(self, ex):
         await asyncio.sleep(0.01)  # what a store takes
         self.told.append(ex.outcome.kind)
+
+
+class Holding(Plugin):
+    """Holds the upstream from the first chunk of a reply on, and lets go of it only when the reply has ended."""
+
+    def on_stream(self, ex, sink):
+        return _Holding(ex, sink)
+
+
+class _Holding:
+    def __init__(self, ex, sink):
+        self._ex = ex
+        self._sink = sink
+        self.end = sink.end
+
+    def feed(self, chunk):
+        self._ex.pause(self)
+        self._sink.feed(chunk)

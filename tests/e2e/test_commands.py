@@ -50,7 +50,7 @@ BROKEN = {
         SOUND.replace('"sk-0123456789"', '{ env = "RELAY_TEST_UNSET" }'),
         ("plugins[0]", "RELAY_TEST_UNSET"),
     ),
-    "no upstream": (SOUND.split("[[upstreams]]")[0], ("upstreams",)),
+    "no upstream": (SOUND.split("[[upstreams]]", maxsplit=1)[0], ("upstreams",)),
     "an upstream that is no URL": (SOUND.replace("http://127.0.0.1:9/v1", "127.0.0.1:9"), ("upstreams[0]", "base_url")),
     "an unknown store": (SOUND.replace("memory:", "memroy:"), ("store", "memory")),
     "moderation without moderators": (SOUND + '[[plugins]]\nuse = "moderation"\n', ("plugins[1]", "moderators")),
@@ -154,23 +154,26 @@ class TestDemo:
         assert "It begins harmlessly, then somebody mentions a[content_filter]\n" == ran.stdout.replace(" [", "[")
         assert 6 == len(lines.splitlines())
 
-    @pytest.mark.parametrize("model", ["demo-hello", "demo-broken"])
-    def test_its_models_answer(self, demo, model):
+    @pytest.mark.parametrize(
+        ("model", "stream", "status", "fails"),
+        [
+            ("demo-hello", True, 200, False),
+            ("demo-hello", False, 200, False),
+            ("demo-broken", True, 200, True),
+            ("demo-broken", False, 502, True),
+        ],
+    )
+    async def test_its_models_answer(self, demo, model, stream, status, fails):
         """Streamed and not; the broken one with an error."""
-        url = next(line.split()[-1] for line in demo.printed.splitlines() if "  API " in line) + "/chat/completions"
-        key = next(line.split()[-1] for line in demo.printed.splitlines() if "  key " in line)
-        for stream in (True, False):
-            body = json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello"}]})
-            request = urllib.request.Request(url, body.encode(), {"Authorization": f"Bearer {key}"})
-            try:
-                with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
-                    answer = response.read()
-            except urllib.error.HTTPError as error:
-                with error:
-                    assert ("demo-broken", False, 502) == (model, stream, error.code)
-                continue
-            assert (b'"error"' in answer) is (model == "demo-broken")
-            assert answer.endswith(b"data: [DONE]\n\n") is stream
+        [url] = [line.split()[-1] for line in demo.printed.splitlines() if "  API " in line]
+        [key] = [line.split()[-1] for line in demo.printed.splitlines() if "  key " in line]
+        headers = {"Authorization": f"Bearer {key}"}
+        asked = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
+        async with aiohttp.ClientSession() as client:
+            async with client.post(url + "/chat/completions", json=asked, headers=headers) as response:
+                answer = await response.read()
+        assert (status, fails) == (response.status, b'"error"' in answer)
+        assert stream is answer.endswith(b"data: [DONE]\n\n")
 
     def test_its_admin_addresses(self, demo):
         """All three answer."""

@@ -1,6 +1,7 @@
 """What comes through the relay: everything that is clean, byte for byte, and nothing that is forbidden."""
 
 import asyncio
+import itertools
 import json
 import random
 
@@ -8,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.testing import Hang, Head, Raw, Repeat, Script, Send, Split, chunked, frames, streamed, whole
 from relay.testing import Gate as Wait
+from relay.testing import Hang, Head, Raw, Repeat, Script, Send, Split, chunked, frames, streamed, whole
+from relay.upstream import READ_BUFFER_BYTES
+from relay.writer import HIGH_WATER_BYTES
 
 HELLO = frames.stream(["Hel", "lo ", "世", "界", "🎈 and ", "goodbye."], tokens=(41, 6))
 TWO = [
@@ -148,18 +151,21 @@ class TestClean:
         assert "identity" == request.header("accept-encoding")
 
 
+# How a violation ends a choice: the options → the notice, the finish_reason, the error.
+ENDINGS = {
+    "finish": ({}, "", "content_filter", None),
+    "replace": ({"on_violation": "replace", "notice": "[cut]"}, "[cut]", "content_filter", None),
+    "error": ({"on_violation": "error"}, "", None, "content_filter"),
+}
+
+
 class TestForbidden:
     """A phrase of the list, cut anywhere: what stands before it comes out, and nothing of it does."""
 
-    CHAINS = [
-        ("finish", {}, "", "content_filter", None),
-        ("replace", {"on_violation": "replace", "notice": "[cut]"}, "[cut]", "content_filter", None),
-        ("error", {"on_violation": "error"}, "", None, "content_filter"),
-    ]
-
-    @pytest.mark.parametrize(("_", "options", "notice", "finish", "error"), CHAINS, ids=[row[0] for row in CHAINS])
-    async def test_between_any_two_frames(self, play, guarded, _, options, notice, finish, error):
+    @pytest.mark.parametrize("ending", ENDINGS)
+    async def test_between_any_two_frames(self, play, guarded, ending):
         """The text is cut in every place, and once in every place at the same time."""
+        options, notice, finish, error = ENDINGS[ending]
         text = BEFORE + PHRASE + AFTER
         cuts = [[text], list(text)]
         cuts += [[text[:at], text[at:]] for at in range(len(BEFORE) - 1, len(BEFORE + PHRASE) + 1)]
@@ -169,9 +175,10 @@ class TestForbidden:
             assert finish == reply.finishes().get(0)
             assert error == reply.broken_by
 
-    @pytest.mark.parametrize(("_", "options", "notice", "finish", "error"), CHAINS, ids=[row[0] for row in CHAINS])
-    async def test_in_a_whole_reply(self, play, guarded, _, options, notice, finish, error):
+    @pytest.mark.parametrize("ending", ENDINGS)
+    async def test_in_a_whole_reply(self, play, guarded, ending):
         """A reply that is not streamed keeps what stands before it, or is an error as a whole."""
+        options, notice, finish, error = ENDINGS[ending]
         reply = await play(whole(frames.body(BEFORE + PHRASE + AFTER)), chain=guarded(**options), stream=False)
         if error:
             assert (502, error) == (reply.status, reply.error["code"])
@@ -188,7 +195,7 @@ class TestForbidden:
         """Between frames and between reads, at once."""
         text = BEFORE + phrase + AFTER
         ends = sorted({0, len(text), *(cut for cut in frame_cuts if cut < len(text))})
-        pieces = [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        pieces = [text[start:end] for start, end in itertools.pairwise(ends)]
         data = b"".join(frames.stream(pieces))
         reply = await play(Script(Head(), Split(data, tuple(byte_cuts))))
         assert ({0: clean(pieces)}, {0: "content_filter"}) == (reply.texts(), reply.finishes())
@@ -263,7 +270,7 @@ class TestLong:
 class TestSlowReader:
     SIZE = 8192
     FRAME = frames.text("x" * SIZE)
-    COUNT = 5000
+    COUNT = 3000
 
     @pytest.mark.parametrize("framing", ["chunked", "until-close"])
     async def test_it_holds_up_its_upstream_and_nothing_else(self, serve, framing):
@@ -283,7 +290,11 @@ class TestSlowReader:
         assert sent < self.COUNT * len(self.FRAME)
         [reply] = rig.replies
         assert reply.ex.paused
-        assert reply.writer._transport.get_write_buffer_size() <= 65_536 + 2 * len(self.FRAME)
+        held = reply.delivery._body._reader._size  # read and not yet taken, where bodies are awaited
+        assert held <= 2 * READ_BUFFER_BYTES + len(self.FRAME)
+        assert reply.writer._transport.get_write_buffer_size() <= HIGH_WATER_BYTES + READ_BUFFER_BYTES * 2 + 2 * len(
+            self.FRAME
+        )
         assert b"".join(HELLO) == (await rig.ask()).data
         slow.hurry()
         expected = frames.role() + self.FRAME * self.COUNT + frames.finish() + frames.done()
@@ -346,6 +357,27 @@ class TestConnections:
         request = rig.upstream.requests[0]
         await rig.upstream.closed(request)
         assert "client" == request.closed_by
+
+    async def test_an_end_of_body_behind_a_held_flow(self, serve, open_chain):
+        """Who held the upstream holds it no longer when all has come: its connection is used again."""
+        rig = await serve(streamed(HELLO, per_write=len(HELLO)), chain=[*open_chain, {"use": "fakes:Holding"}])
+        for _ in range(3):
+            assert b"".join(HELLO) == (await rig.ask()).data
+            await rig.upstream.finished(rig.upstream.requests[-1])
+        assert {1} == {request.connection for request in rig.upstream.requests}
+
+    async def test_a_flow_held_from_the_first_chunk(self, serve, open_chain):
+        """Also when more had come before the reply was begun than aiohttp takes in one go: the upstream is stopped."""
+        frame = chunked(frames.text("x" * 8192))
+        endless = Repeat((Raw(frame),))
+        rig = await serve(
+            Script(Raw(Head().wire() + frame * 30), endless), chain=[*open_chain, {"use": "fakes:Holding"}]
+        )
+        wire = await rig.dial()
+        wire.send(rig.request())
+        await rig.upstream.stalled(await rig.upstream.request())
+        wire.leave()
+        await rig.upstream.closed(rig.upstream.requests[0])
 
     async def test_what_comes_after_the_end_is_not_sent(self, serve):
         """Nothing follows [DONE], in the same read or in another."""

@@ -292,6 +292,14 @@ async def test_unavailable_in_a_reply() -> None:
     assert error.code == "moderation_unavailable"
 
 
+async def test_open_in_a_reply() -> None:
+    """on_failure = "open": the reply leaves, and each of its characters is counted as unverified, once."""
+    lent = Lent()
+    kept = await answer(Moderation(moderators=(Asked(word=None),), on_failure="open"), "Hello", " world", lent=lent)
+    assert kept.text == "Hello world"
+    assert await lent.count('relay_released_unverified_characters_total{reason="open_failure"}') == len(kept.text)
+
+
 async def test_on_violation_replace() -> None:
     """on_violation = "replace": the notice stands where the text was."""
     kept = await answer(Moderation(moderators=(lexicon(),), on_violation="replace", notice="[cut]"), "It is forbidden")
@@ -367,6 +375,13 @@ async def test_configured_labels() -> None:
             await ask(plugin, lent, **says(SECRET))
     for label in ("other", "Illegal"):
         assert await lent.count(f'relay_moderation_violations_total{{label="{label}",moderator="asked"}}') == 1
+
+
+@pytest.mark.parametrize(("action", "expected"), [("block", Verdict("block", "lexicon", 100)), ("review", PASS)])
+async def test_asking_who_reads_along(action: Any, expected: Verdict) -> None:
+    """A moderator that reads along can be asked as well; it folds the text itself."""
+    found = await lexicon(action=action).check("It is ＦＯＲbidden.", Context("request-1", "request", "messages[0]"))
+    assert found == expected
 
 
 def test_known_as() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from relay.pure import guard as module
 from relay.pure.guard import Guard, Policy, Violation
 from relay.pure.openai import Chunk
 from relay.pure.sse import Decoder
@@ -197,9 +196,39 @@ def test_such_a_string_ends_no_choice_twice_and_none_that_is_whole() -> None:
     assert [*expected, *closed(3, role=False)] == said(out(guard))
 
 
+def test_such_a_string_stops_an_upstream_whose_choices_are_whole() -> None:
+    """There is nothing to end, and nothing more to come. Its characters are counted."""
+    guard = lexicon()
+    feed(
+        guard,
+        frames.text("a"),
+        frames.finish(),
+        frames.chunk([], extra={"note": "ok"}),
+        frames.chunk([], extra={"note": BAD}),
+    )
+    assert guard.over
+    assert not guard.cut
+    assert (6, 3) == (guard.tally.came, guard.tally.released)
+    assert [] == said(whole(guard)[3:])
+
+
 def test_a_stream_that_says_nothing_else_is_ended_as_one_choice() -> None:
     """A forbidden string outside the choices, and no choice has come: the client is told so all the same."""
     assert closed() == said(whole(lexicon(), frames.chunk([], extra={"note": BAD})))
+
+
+def test_a_string_outside_the_choices_that_every_frame_repeats_is_checked_once() -> None:
+    """Each frame waits for that verdict, even one that may pass others."""
+    guard = remote(depth=9, choices=2, held_bytes=10)
+    first, second = (frames.chunk([choice(index)], extra={"vendor": "acme"}) for index in (0, 1))
+    feed(guard, first, second)
+    (window,) = asked(guard)
+    assert ("acme", []) == (window.text, out(guard))
+    guard.passed(window, 0.0)
+    feed(guard, first, frames.chunk([]), second)
+    assert [first, second, first, frames.chunk([]), second] == out(guard)
+    feed(guard, frames.chunk([], extra={"vendor": "other"}), first)
+    assert ["cmeother", "heracme"] == [window.text for window in asked(guard)]
 
 
 def test_an_ended_choice_that_waits_in_the_queue_keeps_its_closing() -> None:
@@ -267,6 +296,7 @@ def test_more_than_64_characters_in_a_row_that_fold_to_nothing_are_a_violation()
         for asks in (lexicon, remote):
             guard = asks()
             feed(guard, *events)
+            assert guard.cut
             assert closed(role=False) == said(whole(guard))[-1:]
             assert ("evasion", "guard") == guard.tally.violations[0][3:5]
 
@@ -304,8 +334,9 @@ def test_what_a_reader_could_read_differently_is_written_anew() -> None:
         assert [b"data: " + plain + b"\n\n"] == whole(lexicon(), line + b"\n" + b"data: " + plain + b"\n\n")
     in_two_lines = b': x\ndata: {"choices":[]\ndata: }\n\n'
     assert [b'data: {"choices":[]\ndata: }\n\n'] == whole(lexicon(), in_two_lines)
-    kept = b': ping\ndata: {"choices":[]\ndata: }\n\n'
-    assert [kept] == whole(lexicon(), kept)
+    for line in (b": ping", b":", b"data", b""):
+        kept = line + b'\n: keepalive\ndata: {"choices":[]\ndata: }\n\n'
+        assert [kept] == whole(lexicon(), kept)
 
 
 def test_halves_of_a_pair_are_joined_across_frames_that_are_written_anew() -> None:
@@ -359,7 +390,8 @@ def test_a_choice_may_stand_twice_in_a_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "fails"), [(module.MAX_CHOICES, None), (module.MAX_CHOICES + 1, "upstream_malformed")]
+    ("count", "fails"),
+    [(128, None), (129, "upstream_malformed")],
 )
 def test_a_reply_has_at_most_128_choices(count: int, fails: str | None) -> None:
     """A stream that numbers more is no reply."""
@@ -369,7 +401,8 @@ def test_a_reply_has_at_most_128_choices(count: int, fails: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "fails"), [(module.MAX_SURFACES, None), (module.MAX_SURFACES + 1, "upstream_malformed")]
+    ("count", "fails"),
+    [(256, None), (257, "upstream_malformed")],
 )
 def test_a_choice_has_at_most_256_surfaces(count: int, fails: str | None) -> None:
     """Two texts on one surface would hide what each says. So many in one frame or in many, in a choice or outside."""
@@ -454,7 +487,9 @@ def test_the_end_of_a_choice_ends_its_runs() -> None:
     guard.end(0.0)
     assert ["ab"] == [window.text for window in asked(guard)]
     guard.end(0.0)
+    feed(guard, frames.text("c"))
     assert [] == asked(guard)
+    assert 2 == guard.tally.came
 
 
 def test_a_surface_that_resumes_is_checked_with_the_end_of_its_last_run() -> None:
@@ -463,6 +498,15 @@ def test_a_surface_that_resumes_is_checked_with_the_end_of_its_last_run() -> Non
     assert events[:2] == whole(lexicon(), *events)[:2]
     assert closed(role=False) == said(whole(lexicon(), *events)[2:])
     assert ("content", "敏zz感") in windows_after(frames.text("xx敏zz"), events[1], frames.text("感"), frames.finish())
+
+
+def test_escapes_that_are_cut_by_other_text_hide_nothing() -> None:
+    """A reader joins the arguments of a tool whatever stands between them."""
+    pieces = ["\\u65", "4f\\u61", "1f\\u8b", "cd"]
+    events = [event for piece in pieces for event in (frames.tool(piece), frames.text("x"))]
+    sent = whole(lexicon(), *events)
+    assert events[:6] == sent[:6]
+    assert closed(role=False) == said(sent[6:])
 
 
 def test_text_after_the_finish_is_never_forwarded_and_counted() -> None:
@@ -503,6 +547,42 @@ def test_when_the_guard_is_full_frames_pass_those_of_other_choices() -> None:
     assert not guard.wants_pause
     guard.end(0.0)
     assert [waits, frames.chunk([]), frames.role(), both, frames.role(index=2)] == out(guard)
+
+
+def test_text_that_is_cleared_passes_too() -> None:
+    """In a guard that is full, whatever stands before it for another choice."""
+    guard = remote(choices=2, held_bytes=400, depth=9)
+    done = {"finish_reason": "stop"}
+    feed(guard, frames.delta({"content": "aaaa"}, **done), frames.delta({"content": "bbbb"}, index=1, **done))
+    _, second = asked(guard)
+    guard.passed(second, 0.0)
+    assert [(1, {"content": "bbbb"}, "stop")] == said(out(guard))
+    assert not guard.wants_pause
+
+
+def test_a_guard_is_full_when_it_holds_more_than_it_may() -> None:
+    """Not a byte before; and it pauses only then."""
+    event = frames.text("aaaa")
+    for held_bytes, full in ((len(event), False), (len(event) - 1, True)):
+        guard = remote(held_bytes=held_bytes)
+        feed(guard, event)
+        assert full is guard.wants_pause is (asked(guard) != [])
+
+
+def test_a_guard_that_stays_full_looks_for_room_only_now_and_then() -> None:
+    """After a verdict, and when an eighth more has come: each look is at all that is held."""
+    guard = remote(choices=2, held_bytes=10 * len(frames.role()), depth=1)
+    feed(guard, frames.text("aaaa"), *[frames.role()] * 10)
+    (window,) = asked(guard)
+    assert guard.wants_pause
+    feed(guard, frames.role(index=1))
+    assert [] == out(guard)
+    feed(guard, frames.role(index=1))
+    assert [frames.role(index=1)] * 2 == out(guard)
+    feed(guard, frames.role(index=1))
+    assert [] == out(guard)
+    guard.passed(window, 0.0)
+    assert [frames.role(index=1)] == out(guard)
 
 
 def test_a_full_guard_cuts_what_it_has_and_pauses_only_for_a_check() -> None:
@@ -635,6 +715,16 @@ def test_a_closing_frame_carries_what_all_frames_share() -> None:
     assert expected == json.loads(role[6:])
 
 
+def test_it_takes_them_from_the_newest_frame_that_has_choices() -> None:
+    """Some servers send frames without choices whose id is empty; some count `created` up."""
+    guard = remote()
+    feed(guard, frames.text("aa"), frames.text("bb", id="new"), frames.chunk([], id=""))
+    guard.end(0.0)
+    guard.blocked(*asked(guard), "label", "model", 0.0)
+    role, closing, unsaid = (json.loads(raw[6:])["id"] for raw in out(guard))
+    assert ("new", "new", "") == (role, closing, unsaid)
+
+
 def test_a_notice_can_stand_in_the_place_of_the_text() -> None:
     """As the last content before the closing frame."""
     guard = lexicon(on_violation="replace", notice="…")
@@ -744,7 +834,7 @@ def test_many_violations_are_counted_and_a_hundred_are_told() -> None:
     guard = lexicon(REVIEWED)
     events = [frames.text(BAD)] * 150
     assert events == whole(guard, *events)
-    assert module.MAX_VIOLATIONS == len(guard.tally.violations)
+    assert 100 == len(guard.tally.violations)
     assert not guard.cut
     assert 0 == guard.tally.blocked
     assert Violation(0, "content", 3, "word", "lexicon", False) == guard.tally.violations[1]
@@ -925,7 +1015,7 @@ def test_a_shadow_holds_and_changes_nothing_and_measures_everything() -> None:
     """Text after the finish leaves, and what cannot be read, and frames that others would write anew."""
     events = [
         frames.text(BAD),
-        frames.text("a"),
+        frames.text("a敏"),
         ": 敏感词\n".encode() + frames.delta({"note": BAD}),
         frames.finish(),
         frames.text("late"),

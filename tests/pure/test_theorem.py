@@ -769,7 +769,7 @@ def _unchecked_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _endless_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run ever ends."""
-    monkeypatch.setattr(Run, "finish", lambda self, now: ())
+    monkeypatch.setattr(Run, "finish", lambda self, now, *, resumable=False: ())
 
 
 def _unheard_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,11 @@ def test_sentences_end_at_these_characters(end: str) -> None:
     assert not a_run("ab,", cutting).ripe(0.0)
 
 
+def test_without_a_sentence_end_no_sentence_is_long_enough() -> None:
+    """Not even one of one character."""
+    assert not a_run("ab", patient(sentence_chars=1)).ripe(0.0)
+
+
 def test_limits_count_canonical_characters() -> None:
     """What folds to nothing fills no window; what folds to several counts as several."""
     cutting = patient(max_chars=3)
@@ -398,6 +403,13 @@ def test_the_escapes_in_a_tools_arguments_are_decoded() -> None:
     assert 'get_weather\n{"你a\\' == taken(run).text
 
 
+def test_escapes_in_any_other_text_are_no_escapes() -> None:
+    """A reader is shown them as they stand, and nothing waits for their rest."""
+    run = a_run("\\u4f60\\")
+    assert run.needs == run.end
+    assert "\\u4f60\\" == taken(run).text
+
+
 def test_a_half_that_an_escape_spells_meets_one_that_a_chunk_brings() -> None:
     """Both kinds of halves are joined at the end of a run too."""
     run = a_run()
@@ -407,12 +419,28 @@ def test_a_half_that_an_escape_spells_meets_one_that_a_chunk_brings() -> None:
     assert "a\ufffd\\u" == taken(run).text
 
 
+def test_what_is_cut_between_two_runs_is_joined_in_the_second() -> None:
+    """Half an escape and half a pair; they do not keep back the run that ended."""
+    run = a_run()
+    run.append("a\\u4f", Kind.ESCAPED, 0.0)
+    run.finish(0.0, resumable=True)
+    run.passed(taken(run))
+    assert ALL == run.horizon
+    resumed = a_run(resumes=run)
+    resumed.append("60\ud835", Kind.ESCAPED, 0.0, lenient=True)
+    resumed.finish(0.0, resumable=True)
+    last = a_run(resumes=resumed)
+    last.append("\udc1a", Kind.ESCAPED, 0.0, lenient=True)
+    assert "a你a" == taken(last).text
+
+
 def test_a_run_knows_when_a_tools_arguments_have_begun() -> None:
     """Its name is what came before; both hold for the runs that resume it."""
     run = a_run()
     run.append("get_", Kind.NAME, 0.0)
     run.append("weather", Kind.NAME, 0.0)
     assert ("get_weather", False) == (run.name, run.arguing)
+    assert not a_run(resumes=run).arguing
     run.append("{", Kind.ESCAPED, 0.0)
     assert run.arguing
     resumed = a_run(resumes=run)
