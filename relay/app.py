@@ -36,6 +36,8 @@ from relay.writer import ClientStalled, StreamWriter, WholeWriter, Writer, error
 
 # How often open replies are looked at for silence: a coarse watch costs nothing per chunk.
 WATCH_S = 0.5
+# How long sinks may hold what they have after the upstream's end: longer than any verdict takes.
+KEPT_END_S = 120.0
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
 
@@ -179,7 +181,7 @@ class App:
                 reply.answer.body.close()
             raise
         if answered is not None:
-            writer.headers = dict(answered.headers)
+            writer.status, writer.headers = answered.status, answered.headers
             reply.delivery = Replay(ex, sink, answered)
         elif reply.answer is not None:
             make = StreamDelivery if stream else WholeDelivery
@@ -309,7 +311,13 @@ class App:
         elif now - reply.wrote_at >= self._server.keepalive_s:
             reply.wrote_at = now
             writer.keep_alive()
-        if answer is None or isinstance(delivery, Replay) or delivery.done:
+        if delivery.done:
+            if now - reply.read_at >= KEPT_END_S and writer.outcome is None:
+                self._log.error("a sink kept the end of a reply", request_id=reply.ex.id)
+                writer.end(Outcome("internal_error", InternalError()))
+            return
+        if answer is None or isinstance(delivery, Replay):
+            reply.read_at = now
             return
         delivery.look()
         if delivery.reads != reply.reads or reply.ex.paused:

@@ -204,7 +204,7 @@ class Replay:
         self._ex = ex
         self._sink = sink
         self._chunks = iter(reply.chunks)
-        self._done = False
+        self.done = False
 
     def start(self) -> None:
         self._ex.attach(self)
@@ -214,17 +214,17 @@ class Replay:
         """`resume` looks before every chunk."""
 
     def resume(self) -> None:
-        while not self._done and not self._ex.paused and not self._ex.stopping:
+        while not self.done and not self._ex.paused and not self._ex.stopping:
             chunk = next(self._chunks, None)
             if chunk is None:
-                self._done = True
+                self.done = True
                 self._sink.end(Outcome("completed"))
             else:
                 self._sink.feed(chunk)
 
     def stop(self, outcome: Outcome) -> None:
-        if not self._done:
-            self._done = True
+        if not self.done:
+            self.done = True
             asyncio.get_running_loop().call_soon(self._sink.end, outcome)
 
 

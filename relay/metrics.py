@@ -60,6 +60,8 @@ OUTCOMES = ("completed", "filtered", "refused", "upstream_error", "client_gone",
 """How a request ended. "filtered": the reply was cut by moderation; a prompt that moderation refuses is "refused"."""
 
 REFUSALS = (
+    "bad_request",
+    "headers_too_large",
     "missing_api_key",
     "invalid_api_key",
     "invalid_json",
@@ -79,6 +81,7 @@ REFUSALS = (
     "moderation_unavailable",
     "moderation_stalled",
     "upstream_auth",
+    "upstream_error",
     "upstream_unavailable",
     "upstream_timeout",
     "upstream_malformed",

@@ -13,7 +13,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -117,6 +117,7 @@ async def serve(
             now.set()
         stop.set()
 
+    loop.set_exception_handler(_logged_by(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     async with running(config, log, reader=reader) as relay:
@@ -142,6 +143,15 @@ async def serve(
             draining.cancel()
             await relay.app.drain(0)
         log.info("stopped")
+
+
+def _logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """What nobody caught goes to our log: the loop's own handler writes messages, and those may quote a prompt."""
+
+    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        log.error("unhandled", what=context.get("message"), exc_info=context.get("exception"))
+
+    return handler
 
 
 def _allow_many_files() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
+from multidict import CIMultiDict
 
 from relay.errors import InternalError, RelayError
 from relay.exchange import Exchange, Outcome
@@ -36,12 +37,13 @@ class StreamWriter:
 
     __slots__ = (
         "_chunked", "_ended", "_ex", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
-        "chunks", "first_at", "headers", "outcome",
+        "chunks", "first_at", "headers", "outcome", "status",
     )  # fmt: skip
 
     def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
-        self.headers: dict[str, str] = {}
+        self.status = 200
+        self.headers: Mapping[str, str] = {}  # of an answer that a plugin gave
         self.chunks = 0
         self.first_at = 0.0  # when the first frame left; the loop's clock
         self._ex = ex
@@ -57,6 +59,8 @@ class StreamWriter:
     # The sink
 
     def feed(self, chunk: Chunk) -> None:
+        if self.outcome is not None:
+            return
         self.chunks += 1
         self._pending.append(chunk.raw)
         if not self._ex.bursting:
@@ -120,10 +124,9 @@ class StreamWriter:
             await self._woken()
         if not self._pending:
             raise self.outcome.error or InternalError() if self.outcome else InternalError()
-        response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers, **self._ex.reply_headers})
+        response = web.StreamResponse(status=self.status, headers=_head(self._ex, STREAM_HEADERS, self.headers))
         if not self._chunked:
             response.force_close()  # also for a client that asks to keep a connection which has to end
-        self._ex.reply_headers.sent = True
         stream = await response.prepare(self._request)
         transport = self._request.transport
         if stream is None or transport is None:
@@ -146,7 +149,7 @@ class WholeWriter:
 
     def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
-        self.headers: dict[str, str] = {}
+        self.headers: Mapping[str, str] = {}
         self.status = 200
         self.chunks = 0
         self.first_at = 0.0
@@ -157,8 +160,9 @@ class WholeWriter:
         self._ended = asyncio.Event()
 
     def feed(self, chunk: Chunk) -> None:
-        self.chunks += 1
-        self._body = chunk.raw
+        if self.outcome is None:
+            self.chunks += 1
+            self._body = chunk.raw
 
     def end(self, outcome: Outcome) -> None:
         if self.outcome is None:
@@ -178,8 +182,10 @@ class WholeWriter:
             raise self.outcome.error
         if self._body is None:
             raise InternalError
-        headers = {hdrs.CONTENT_TYPE: "application/json", **self.headers, **self._ex.reply_headers}
-        self._ex.reply_headers.sent = True
+        headers = _head(self._ex, {hdrs.CONTENT_TYPE: "application/json"}, self.headers)
+        if len(self._body) <= HIGH_WATER_BYTES:
+            self.first_at = self._ex.loop.time()
+            return web.Response(body=self._body, status=self.status, headers=headers)
         response = web.StreamResponse(status=self.status, headers=headers)
         response.content_length = len(self._body)
         await response.prepare(self._request)
@@ -195,6 +201,18 @@ class WholeWriter:
 
 
 Writer = StreamWriter | WholeWriter
+
+
+def _head(ex: Exchange, *headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers of a reply, the exchange's own last; from now on nobody can set one."""
+    head: CIMultiDict[str] = CIMultiDict()
+    for mapping in headers:
+        head.update(mapping)
+    for name in ex.reply_headers:
+        head.popall(name, None)
+    head.extend(ex.reply_headers)
+    ex.reply_headers.sent = True
+    return head
 
 
 async def _taken(writing: Awaitable[None], transport: asyncio.Transport, timeout_s: float) -> None:

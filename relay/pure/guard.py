@@ -340,9 +340,7 @@ class Guard:
     def blocked(self, window: Window, label: str, moderator: str, now: float) -> None:
         """Nothing of this window that has not left may leave."""
         self._answered()
-        index = window.run.choice
-        choice = self._loose if index is None else self._choices[index]
-        self._found.append((choice, window.run, Hit(window.start, window.end, label, True, moderator)))
+        self._found.append((self._choice_of(window), window.run, Hit(window.start, window.end, label, True, moderator)))
         self._violations()
         self._move(now)
 
@@ -352,7 +350,10 @@ class Guard:
             self.passed(window, now)
             return
         self._answered()
-        self._fail("moderation_unavailable")
+        # For a choice that has ended nobody waits any more.
+        if self._choice_of(window).state is not State.BLOCKED and not self.finished:
+            self._fail("moderation_unavailable")
+        self._move(now)
 
     def end(self, now: float) -> None:
         """The upstream has ended, or was stopped: no more frames. When all is released, `finished` is true."""
@@ -444,7 +445,7 @@ class Guard:
     def _end_run(self, choice: Choice, run: Run, now: float, *, resumable: bool = False) -> None:
         before = run.end
         hits = run.finish(now, resumable=resumable)
-        if hits or run.evasive:
+        if hits:
             self._hits(choice, run, hits, before)
         choice.ended[run.surface] = choice.runs.pop(run.surface)
 
@@ -545,6 +546,10 @@ class Guard:
             self._make_room(now)
         if self._ending and not self._queue:
             self._last()
+
+    def _choice_of(self, window: Window) -> Choice:
+        index = window.run.choice
+        return self._loose if index is None else self._choices[index]
 
     def _answered(self) -> None:
         self.in_flight -= 1

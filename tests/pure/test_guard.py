@@ -212,6 +212,19 @@ def test_such_a_string_stops_an_upstream_whose_choices_are_whole() -> None:
     assert [] == said(whole(guard)[3:])
 
 
+def test_what_such_a_string_drops_is_held_no_longer() -> None:
+    """A choice that is whole still waits for its verdict; nothing else fills the guard."""
+    guard = remote(held_bytes=2000)
+    large = frames.chunk([], extra={"usage": {"details": "A" * 1900}})
+    feed(guard, frames.text("aaaa"), frames.finish(), frames.chunk([], extra={"note": BAD}), large)
+    text, note = asked(guard)
+    assert guard.wants_pause
+    guard.blocked(note, "label", "model", 0.0)
+    assert not guard.wants_pause
+    guard.passed(text, 0.0)
+    assert [frames.text("aaaa"), frames.finish()] == out(guard)
+
+
 def test_a_stream_that_says_nothing_else_is_ended_as_one_choice() -> None:
     """A forbidden string outside the choices, and no choice has come: the client is told so all the same."""
     assert closed() == said(whole(lexicon(), frames.chunk([], extra={"note": BAD})))
@@ -560,6 +573,14 @@ def test_text_that_is_cleared_passes_too() -> None:
     assert not guard.wants_pause
 
 
+def test_no_window_is_forced_where_passing_makes_room() -> None:
+    """A short window is paid for like a long one."""
+    guard = remote(choices=2, held_bytes=len(frames.text("aa")), depth=9)
+    feed(guard, frames.text("aa"), frames.role(index=1))
+    assert [frames.role(index=1)] == out(guard)
+    assert [] == asked(guard)
+
+
 def test_a_guard_is_full_when_it_holds_more_than_it_may() -> None:
     """Not a byte before; and it pauses only then."""
     event = frames.text("aaaa")
@@ -735,11 +756,10 @@ def test_a_notice_can_stand_in_the_place_of_the_text() -> None:
 def test_a_violation_can_end_the_reply_with_an_error() -> None:
     """After what is cleared, and nothing more: no closing frame, no usage."""
     guard = lexicon(on_violation="error", choices=2, usage=True)
-    feed(
-        guard, frames.text("a"), frames.text("b", index=1), frames.text(BAD), frames.text("c", index=1), frames.usage()
-    )
+    cleared = [frames.text("a"), frames.text("b", index=1), frames.text("敏")]
+    feed(guard, *cleared, frames.text(f"c{BAD}"), frames.text("d", index=1), frames.usage())
     assert ("content_filter", True, True) == (guard.failure, guard.over, guard.finished)
-    assert [frames.text("a"), frames.text("b", index=1)] == whole(guard)
+    assert cleared == whole(guard)
 
 
 def test_a_frame_with_a_blocked_choice_beside_a_live_one_is_sent_without_it() -> None:
@@ -818,6 +838,32 @@ def test_without_a_verdict_nothing_leaves() -> None:
     assert [frames.role()] == out(guard)
 
 
+def test_a_missing_verdict_on_a_choice_that_has_ended_ends_nothing_else() -> None:
+    """Nobody waits for it, in the middle of a reply or behind its end; and it clears nothing."""
+    guard = remote(choices=2, depth=9, usage=True)
+    feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish(), frames.text("c", index=1))
+    first, second = asked(guard)
+    guard.blocked(second, "label", "model", 0.0)
+    guard.failed(first, 0.0)
+    assert guard.failure is None
+    assert closed() == said(whole(guard, frames.finish(index=1)))[:2]
+    guard = remote(depth=9, usage=True)
+    feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish())
+    first, second = asked(guard)
+    guard.blocked(second, "label", "model", 0.0)
+    guard.end(0.0)
+    assert guard.finished
+    guard.failed(first, 0.0)
+    assert guard.failure is None
+    guard = remote(whole=True, depth=9, choices=2)
+    guard.feed(Chunk.body(body({"content": "aaaa", "refusal": "bbbb"}, {"content": "cccc"})), 0.0)
+    windows = {window.text: window for window in asked(guard)}
+    guard.blocked(windows["bbbb"], "label", "model", 0.0)
+    guard.failed(windows["aaaa"], 0.0)
+    guard.passed(windows["cccc"], 0.0)
+    assert ["", "cccc"] == [entry["message"]["content"] for entry in json.loads(out(guard)[0])["choices"]]
+
+
 def test_a_client_that_has_gone_is_sent_nothing() -> None:
     """What is held is dropped, and what comes later."""
     guard = remote()
@@ -850,11 +896,15 @@ def test_a_client_that_asked_for_usage_gets_it_once() -> None:
         lexicon(usage=True), frames.text("a"), frames.finish(), usage
     )
     assert [frames.text("a"), frames.finish()] == whole(lexicon(usage=True), frames.text("a"), frames.finish())
+    sent = whole(lexicon(usage=True), frames.text("a" * 50), frames.text(BAD), usage)
+    assert [{"prompt_tokens": 0, "completion_tokens": 15, "total_tokens": 15}] == _usages(sent)
     sent = whole(lexicon(usage=True, prompt_tokens=7), frames.text("a"), frames.text(BAD), usage)
     assert [{"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}] == _usages(sent)
     assert [] == json.loads(sent[-1][6:])["choices"]
     assert json.loads(usage[6:])["id"] == json.loads(sent[-1][6:])["id"]
     assert [] == _usages(whole(lexicon(), frames.text(BAD), usage))
+    early = frames.chunk([choice(0, content="a")], extra={"usage": {"total_tokens": 8}})
+    assert [{"total_tokens": 8}] * 2 == _usages(whole(lexicon(usage=True), early, frames.delta({"refusal": BAD})))
     with_text = frames.chunk([choice(0, content=BAD)], extra={"usage": {"total_tokens": 9}})
     assert [{"total_tokens": 9}] == _usages(whole(lexicon(usage=True), with_text))
 
@@ -919,7 +969,7 @@ def test_a_clean_reply_is_forwarded_as_the_bytes_it_came_as() -> None:
 
 def test_of_a_reply_that_violates_what_was_cleared_is_left() -> None:
     """Of its choice alone; the upstream's usage is kept, and what else stands in the frame."""
-    guard = lexicon(whole=True, choices=2, usage=True)
+    guard = lexicon(whole=True, choices=2, usage=True, notice="for another policy")
     found = reply(guard, body({"content": f"ab\u200b{BAD}c"}, {"content": "ok"}))
     expected = json.loads(body({"content": "ab"}, {"content": "ok"}))
     expected["choices"][0] |= {"finish_reason": "content_filter", "logprobs": None}
@@ -1038,6 +1088,13 @@ def test_a_shadow_holds_and_changes_nothing_and_measures_everything() -> None:
         assert 4 == guard.tally.late
 
 
+def test_a_shadow_tells_of_each_evasion_once() -> None:
+    """And goes on reading."""
+    guard = lexicon(hold=False)
+    feed(guard, frames.text("a"), frames.text("\u200b" * 65 + "b"), frames.text("c"), frames.text(BAD), frames.finish())
+    assert ["evasion", "word"] == [violation.label for violation in guard.tally.violations]
+
+
 def test_a_shadow_lets_verdicts_and_their_absence_change_nothing() -> None:
     """They are counted."""
     guard = remote(hold=False, depth=9, choices=3)
@@ -1062,6 +1119,7 @@ def test_a_guard_says_whether_there_is_more_to_do_than_to_take_what_is_released(
     assert remote().asks
     guard = lexicon()
     assert not guard.asks
+    assert not guard.finished
     feed(guard, frames.text(BAD))
     assert guard.asks
 

@@ -183,7 +183,8 @@ def drawn_run(random: Random, spans: Sequence[str], named: set[str]) -> Iterator
             tokens = [
                 {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in pieces(random, piece)
             ]
-            said = random.choice((piece, piece, ""))  # of half a character some servers send the token and no content
+            # Of half a character some servers send the token and no content. (Rows of padding would be joined then.)
+            said = random.choice((piece, piece, piece if "\u2060" in text else ""))
             says = {("content", ""): said} if said else {}
             yield (
                 says | {("logprobs.content", ""): piece},
