@@ -32,7 +32,7 @@ from relay.log import Logger
 from relay.metrics import Metrics, RequestRecord
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.upstream import Answer, Upstreams
-from relay.writer import ClientStalled, StreamWriter, WholeWriter, Writer, error_response
+from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Writer, error_response
 
 # How often open replies are looked at for silence: a coarse watch costs nothing per chunk.
 WATCH_S = 0.5
@@ -77,6 +77,7 @@ class App:
         self._upstreams = upstreams
         self._metrics = metrics
         self._log = log
+        self._outbox = Outbox()
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -171,8 +172,13 @@ class App:
         stream = ex.request.stream
         if answered is None:
             reply.answer = await self._upstreams.ask(ex)
-        make_writer = StreamWriter if stream else WholeWriter
-        writer = reply.writer = make_writer(ex, request, stall_timeout_s=self._server.stall_timeout_s)
+        stall_timeout_s = self._server.stall_timeout_s
+        writer: Writer = (
+            StreamWriter(ex, request, self._outbox, stall_timeout_s=stall_timeout_s)
+            if stream
+            else WholeWriter(ex, request, stall_timeout_s=stall_timeout_s)
+        )
+        reply.writer = writer
         try:
             sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, writer)
         except BaseException:

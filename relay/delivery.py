@@ -74,7 +74,7 @@ class Delivery:
             self.first_at = self._ex.loop.time()
         self.reads += 1
         try:
-            self._ex.burst(self._take, data)
+            self._take(data)
         except Exception:  # noqa: BLE001 - sinks do not raise, so it is our own fault, and the parser would swallow it
             self._ex.stop(Outcome("internal_error", InternalError()))
 

@@ -97,10 +97,6 @@ for _name in "__setitem__ __delitem__ add extend update merge setdefault pop pop
         setattr(ReplyHeaders, _name, _until_sent(_name))
 
 
-def _nothing_to_flush() -> None:
-    """Before there is a writer."""
-
-
 class Exchange:
     """See the head of this file.
 
@@ -122,8 +118,6 @@ class Exchange:
         self.outcome: Outcome | None = None
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
-        self.bursting = False  # frames are being released, and `flush` will be called
-        self.flush: Callable[[], None] = _nothing_to_flush  # writes what was released; set by the writer
         self._load: Callable[[], ChatRequest] | None = None
         self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it
         self._state: dict[Key[Any], Any] = {}
@@ -196,18 +190,6 @@ class Exchange:
     def _resume(self) -> None:
         if not self._holders and self._flow is not None:
             self._flow.resume()
-
-    def burst(self, work: Callable[..., None], *args: object) -> None:
-        """Do work that may release several frames: they leave in one write, for a write is most of what a frame costs."""
-        if self.bursting:
-            work(*args)
-            return
-        self.bursting = True
-        try:
-            work(*args)
-        finally:
-            self.bursting = False
-            self.flush()
 
     @property
     def stopping(self) -> bool:

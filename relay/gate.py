@@ -148,7 +148,7 @@ class Gate:
         """Do what the guard has decided."""
         guard = self._guard
         if guard.released:
-            self._ex.burst(self._release)
+            self._release()
         if guard.checks:
             checks, guard.checks = guard.checks, []
             for window in checks:
