@@ -8,12 +8,21 @@ Hypothesis: HYPOTHESIS_PROFILE=default | ci (the same examples every time) | lon
 """
 
 import asyncio
+import builtins
+import functools
+import io
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
-from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
+
+import relay
+import relay_plugins
 
 try:
     from uvloop import new_event_loop
@@ -35,11 +44,46 @@ def pytest_asyncio_loop_factories(
     return {"loop": new_event_loop}
 
 
-@pytest.fixture(scope="session")
-def _blockbuster() -> BlockBuster:
-    blockbuster = BlockBuster(["relay", "relay_plugins"])
-    blockbuster.functions["io.BufferedWriter.write"].can_block_in("relay/log.py", "msg")  # lines to standard output
-    return blockbuster
+# What may wait for a disk, a name server, a process or the clock. (blockbuster knows more calls, and needs a package that
+# is not to be had as a wheel.)
+_BLOCKING = (
+    (builtins, "open"),
+    (io, "open"),
+    *((os, name) for name in "listdir mkdir open remove rename replace rmdir scandir stat unlink".split()),
+    (socket, "getaddrinfo"),
+    (subprocess.Popen, "__init__"),
+    (time, "sleep"),
+)
+_OURS = (*relay.__path__, *relay_plugins.__path__)
+_MAY_BLOCK = (
+    "/relay/assembly.py",  # the start: nothing is served yet
+    "/linecache.py",  # a traceback shows its lines
+    "/prometheus_client/process_collector.py",  # /proc is on no disk
+)
+
+
+class Blocked(Exception):
+    """A call that blocks, on a loop's thread, below our code."""
+
+
+def _refusing(call: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(call)
+    def refuse(*arguments: object, **options: object) -> object:
+        if asyncio._get_running_loop() is not None and _below_ours():
+            raise Blocked(call.__qualname__, *arguments)
+        return call(*arguments, **options)
+
+    return refuse
+
+
+def _below_ours() -> bool:
+    frame, ours = sys._getframe(2), False
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_MAY_BLOCK):
+            return False
+        ours = ours or frame.f_code.co_filename.startswith(_OURS)
+        frame = frame.f_back
+    return ours
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +93,10 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     request.getfixturevalue("_no_task_left")
-    blockbuster: BlockBuster = request.getfixturevalue("_blockbuster")
-    blockbuster.activate()
-    yield
-    blockbuster.deactivate()
+    with pytest.MonkeyPatch.context() as patch:
+        for where, name in _BLOCKING:
+            patch.setattr(where, name, _refusing(getattr(where, name)))
+        yield
 
 
 # Set up in this order: the loop, the sockets, the tasks; so looked at in the other: tasks (which gives closed sockets

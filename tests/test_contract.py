@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import make_mocked_request
-from blockbuster import BlockBuster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -788,14 +787,6 @@ class Settles(Plugin):
         await self.may_end.wait()
         self.outcomes.append(ex.outcome)
 """
-
-
-@pytest.fixture(scope="session")
-def _blockbuster(_blockbuster: BlockBuster) -> BlockBuster:
-    """Building the chain imports plugins, before anything is served."""
-    for function in _blockbuster.functions.values():
-        function.can_block_in("relay/assembly.py", "assemble")
-    return _blockbuster
 
 
 @asynccontextmanager

@@ -43,14 +43,6 @@ def moderation(**options):
     return {"use": "moderation", "moderators": [{"use": "lexicon", "words": list(FORBIDDEN)}], **options}
 
 
-@pytest.fixture(scope="session")
-def _blockbuster(_blockbuster):
-    """Building the chain imports plugins and reads their files, before anything is served."""
-    for function in _blockbuster.functions.values():
-        function.can_block_in("relay/assembly.py", "assemble")
-    return _blockbuster
-
-
 @pytest.fixture(params=["push", "await"])
 def reader(request):
     """How the relay reads upstream bodies."""
