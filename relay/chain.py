@@ -100,7 +100,8 @@ class Chain:
             raise
         except Exception as cause:
             raise self._named(link, "on_stream", cause) from cause
-        if wrapped is not sink and not isinstance(wrapped, Sink):
+        # Not isinstance(wrapped, Sink): the check of a protocol costs 20 µs.
+        if not callable(getattr(wrapped, "feed", None)) or not callable(getattr(wrapped, "end", None)):
             raise self._named(link, "on_stream", TypeError(f"returned a {type(wrapped).__name__}, no sink"))
         return wrapped
 

@@ -17,7 +17,6 @@ import msgspec
 from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA, PLAIN_SURFACES
 
 _Scalar = str | int | float | bool | None
-_KEYS: Final = (b'"choices"', b'"delta"', b'"content"', b'"index"')
 
 
 def _absent(names: frozenset[str], kind: object) -> list[tuple[str, object, None]]:
@@ -61,11 +60,15 @@ _decode: Final = msgspec.json.Decoder(_Frame).decode
 
 def plain_text(data: bytes) -> tuple[int, str] | None:
     """The choice's index and its text if `data` is such a frame; None if it is any other."""
-    if b"\\" in data:
+    count = data.count
+    if (
+        b"\\" in data
+        or count(b'"content"') != 1
+        or count(b'"delta"') != 1
+        or count(b'"choices"') != 1
+        or count(b'"index"') != 1
+    ):
         return None
-    for key in _KEYS:
-        if data.count(key) != 1:
-            return None
     try:
         choice = _decode(data).choices[0]  # type: ignore[attr-defined]
     except (msgspec.DecodeError, UnicodeDecodeError):
