@@ -23,7 +23,8 @@ from relay.options import Table
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
 from relay.pure.fold import fold
-from relay.pure.guard import Guard, Policy
+from relay.pure.guard import Guard
+from relay.pure.policy import Policy
 from relay.pure.window import MAX_WINDOW_CHARS, Cutting, Hit, Scanner
 
 Count = Annotated[int, Meta(ge=1)]

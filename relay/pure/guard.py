@@ -22,28 +22,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from relay.pure import tokens
-from relay.pure.escapes import SurrogatePairer
-from relay.pure.fold import original_length
-from relay.pure.openai import (
-    Chunk,
-    Frame,
-    delta_frame,
-    dump,
-    envelope,
-    has_repeated_key,
-    load_exactly,
-    usage_frame,
-)
+from relay.pure import rewrite, tokens
+from relay.pure.held import NOTHING_SAID, Choice, Held, State
+from relay.pure.openai import Chunk, Frame, delta_frame, envelope, usage_frame
 from relay.pure.plain import plain_text
-from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Reading, Text, read
-from relay.pure.window import Cutting, Hit, Run, Scanner, Window
-
-OnViolation = Literal["finish", "replace", "error"]
-UnknownFields = Literal["check", "drop", "pass"]
+from relay.pure.policy import Policy
+from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Text, read
+from relay.pure.window import Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
@@ -53,25 +40,6 @@ MAX_SURFACES: Final = 256
 
 # More than this says nothing new in a log; only a mode that does not cut can find more.
 MAX_VIOLATIONS: Final = 100
-
-# Comments that well-known servers send to keep a connection open. Any other comment loses its text.
-_KNOWN_COMMENTS: Final = frozenset(
-    (b":", b": OPENROUTER PROCESSING", b": keep-alive", b": keepalive", b": ping", b":ping")
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What the guard of every reply of a chain has in common."""
-
-    cutting: Cutting = field(default_factory=Cutting)
-    depth: int = 2  # checks in flight for one reply
-    held_bytes: int = 262_144
-    on_violation: OnViolation = "finish"
-    notice: str = ""
-    unknown_fields: UnknownFields = "check"
-    opaque: Literal["pass", "drop"] = "pass"
-    hold: bool = True  # False: nothing is held or cut, everything is measured
 
 
 class Violation(NamedTuple):
@@ -94,74 +62,6 @@ class Tally:
     blocked: int = 0  # in what was found; the rest of what came and was not released was only near it
     late: int = 0  # text for a choice that had ended, never forwarded and not counted above
     violations: list[Violation] = field(default_factory=list)  # the first MAX_VIOLATIONS of them
-
-
-class State(Enum):
-    LIVE = "live"
-    FINISHED = "finished"
-    BLOCKED = "blocked"
-
-
-class Choice:
-    """One choice of the reply."""
-
-    __slots__ = ("ended", "index", "runs", "scanners", "started", "state")
-
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-        self.state = State.LIVE
-        self.started = False  # a frame of it has left
-        self.runs: dict[str, Run] = {}  # the open ones, by surface
-        self.ended: dict[str, Run] = {}  # the last ended one of each surface, for its tail
-        self.scanners: dict[str, Sequence[Scanner]] = {}
-
-
-class Held:
-    """A frame in the queue, or the closing of a choice that we ended.
-
-    choices: one entry a choice of the frame, in its order; a choice may stand there twice.
-    chars: how many characters each entry says, and last those that belong to no choice.
-    waits: it may leave when each run is cleared up to the position beside it.
-    dropped: entries that may not leave.
-    """
-
-    # What few frames have stands in the class: one of these is made for every frame.
-    waits: tuple[tuple[Run, int], ...] = ()
-    dropped: frozenset[int] = frozenset()
-    closes: Choice | None = None
-
-    def __init__(self, chunk: Chunk, choices: tuple[Choice, ...], chars: tuple[int, ...] = ()) -> None:
-        self.chunk = chunk
-        self.choices = choices
-        self.chars = chars
-
-    @classmethod
-    def closing(cls, choice: Choice) -> Held:
-        held = cls(_NOTHING, ())
-        held.closes = choice
-        return held
-
-    @property
-    def size(self) -> int:
-        return len(self.chunk.raw)
-
-    @property
-    def ready(self) -> bool:
-        for run, need in self.waits:  # noqa: SIM110 - this runs for every frame
-            if run.horizon < need:
-                return False
-        return True
-
-    def waits_for(self, choice: Choice) -> bool:
-        """Whether text of this choice keeps it."""
-        return any(run.choice == choice.index and run.horizon < need for run, need in self.waits)
-
-    def drop(self, choice: Choice) -> None:
-        self.dropped |= {entry for entry, other in enumerate(self.choices) if other is choice}
-        self.waits = tuple((run, need) for run, need in self.waits if run.choice != choice.index)
-
-
-_NOTHING: Final = Chunk(b"", b"")
 
 
 class Guard:
@@ -208,7 +108,7 @@ class Guard:
         self._held = 0  # bytes in the queue
         self._room = policy.held_bytes  # what may be held before somebody looks again what can be done about it
         self._ending = False
-        self._newest = _NOTHING  # the newest frame with choices, for what all frames share
+        self._newest = NOTHING_SAID  # the newest frame with choices, for what all frames share
         self._usage: Frame | None = None
         self._produced = 0.0  # estimated tokens that the upstream has produced
 
@@ -253,7 +153,7 @@ class Guard:
                 raise ValueError("no object")  # noqa: TRY301
             reading = read(frame, whole=self._whole)
             lenient = chunk.lenient
-            chunk = self._forwardable(chunk, reading)
+            chunk = rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
             choices = [self._choice(part.index, part.texts) for part in reading.choices]
             _bound_surfaces(self._loose, reading.loose)
             if self._whole and len(set(choices)) < len(choices):
@@ -644,75 +544,18 @@ class Guard:
         self._queue.clear()
         self._uncut.clear()
 
-    # Rewriting
-
-    def _forwardable(self, chunk: Chunk, reading: Reading) -> Chunk:
-        """The chunk itself, or one that says the same if its bytes could say more than was read."""
-        data = chunk.data
-        policy = self._policy
-        if reading.unknown:
-            dropped = "unknown" if policy.unknown_fields == "drop" else "opaque" if policy.opaque == "drop" else ""
-            if policy.unknown_fields != "check":
-                reading.forget_unknown()
-            if dropped and policy.hold and getattr(reading, dropped):
-                frame = load_exactly(data)
-                for container, key in getattr(read(frame, whole=self._whole), dropped):
-                    container[key] = None
-                return self._new(dump(frame))
-        if not policy.hold:
-            return chunk
-        if has_repeated_key(data, reading.keys):
-            return self._new(dump(load_exactly(data)))
-        if chunk.lenient:
-            data = data.decode("utf-8", "replace").encode()
-        if data is not chunk.data and data != chunk.data:
-            return self._new(data)
-        if chunk.plain or all(_says_nothing(line) for line in chunk.raw.splitlines()):
-            return chunk
-        return self._new(data)
-
-    def _new(self, data: bytes) -> Chunk:
-        if self._whole:
-            return Chunk.body(data)
-        lines = b"".join(b"data: %b\n" % line for line in data.split(b"\n"))
-        return Chunk(lines + b"\n", data)
-
     def _without(self, held: Held) -> Chunk | None:
         """The frame without the choices that may not leave; None if nothing is left to say."""
-        frame = load_exactly(held.chunk.data)
-        entries = iter(enumerate(held.choices))
-        kept = []
-        for said in frame["choices"]:
-            if type(said) is not dict:
-                kept.append(said)
-                continue
-            entry, choice = next(entries)
-            if entry not in held.dropped:
-                kept.append(said)
-            elif self._whole:
-                kept.append(self._cleared(choice, said))
-        if not kept:
-            return None
-        frame["choices"] = kept
-        return self._new(dump(frame))
+        return rewrite.without(
+            held.chunk,
+            held.dropped,
+            (lambda entry: self._cleared(held.choices[entry], held.chunk, entry)) if self._whole else None,
+        )
 
-    def _cleared(self, choice: Choice, said: Frame) -> Frame:
-        """A choice of a whole reply, with the text of its message that was cleared and nothing else."""
-        message: Frame = {"role": "assistant"}
-        runs = choice.ended | choice.runs
-        for part in read({"choices": [said]}, whole=True).choices:
-            for surface in PROSE:
-                # As the run has read it: halves of a pair in two parts of an array are one character.
-                pairer = SurrogatePairer()
-                text = pairer.feed("".join(text for where, _, text in part.texts if where == surface)) + pairer.finish()
-                if not text:
-                    continue
-                run = runs[surface]
-                message[surface] = text[: original_length(text, run.horizon, ended=run.horizon >= run.end)]
-                self.tally.released += len(message[surface])
-                if run.stopped and run.horizon < run.end:
-                    break
-        message.setdefault("content", "")
+    def _cleared(self, choice: Choice, chunk: Chunk, entry: int) -> Frame:
+        """A choice of a whole reply with what was cleared of its message."""
+        message = rewrite.cleared(chunk, entry, choice.ended | choice.runs)
+        self.tally.released += sum(len(message.get(surface, "")) for surface in PROSE)
         if self._policy.on_violation == "replace":
             message["content"] += self._policy.notice
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
@@ -724,11 +567,6 @@ def _bound_surfaces(choice: Choice, texts: Sequence[Text]) -> None:
         surfaces = choice.scanners.keys() | {surface for surface, _, _ in texts}
         if len(surfaces) > MAX_SURFACES:
             raise ValueError("too many surfaces")
-
-
-def _says_nothing(line: bytes) -> bool:
-    """Whether a line of an event can be forwarded unread: its data, which is read, or a comment that servers send."""
-    return not line or line == b"data" or line.startswith(b"data:") or line in _KNOWN_COMMENTS
 
 
 def _estimated_usage(prompt: int, completion: int) -> Frame:

@@ -13,7 +13,8 @@ from relay.exchange import Outcome
 from relay.gate import Gate, Judge
 from relay.metrics import ModerationTally
 from relay.moderator import PASS, Context, Moderator, Verdict
-from relay.pure.guard import Guard, Policy
+from relay.pure.guard import Guard
+from relay.pure.policy import Policy
 from relay.pure.window import Cutting, Window
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, Lent, exchange

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from relay.pure.guard import Guard, Policy, Violation
+from relay.pure.guard import Guard, Violation
 from relay.pure.openai import Chunk
+from relay.pure.policy import Policy
 from relay.pure.sse import Decoder
 from relay.pure.window import Cutting, Hit, Window
 from relay.testing import frames
@@ -522,6 +523,11 @@ def test_escapes_that_are_cut_by_other_text_hide_nothing() -> None:
     assert closed(role=False) == said(sent[6:])
 
 
+def test_half_an_escape_at_the_end_of_a_choice_is_checked_as_it_stands() -> None:
+    """No rest of it can come any more."""
+    assert [("tool_calls.0", "x\\u4f")] == windows_after(frames.tool("x\\u4f"), frames.finish())
+
+
 def test_text_after_the_finish_is_never_forwarded_and_counted() -> None:
     """Frames without text are: a second finish, and what only metadata says."""
     guard = lexicon()
@@ -571,6 +577,9 @@ def test_text_that_is_cleared_passes_too() -> None:
     guard.passed(second, 0.0)
     assert [(1, {"content": "bbbb"}, "stop")] == said(out(guard))
     assert not guard.wants_pause
+    guard = lexicon(choices=2, held_bytes=len(frames.text("敏")))
+    feed(guard, frames.text("敏"), frames.text("a", index=1))
+    assert [frames.text("a", index=1)] == out(guard)
 
 
 def test_no_window_is_forced_where_passing_makes_room() -> None:
@@ -855,6 +864,16 @@ def test_a_missing_verdict_on_a_choice_that_has_ended_ends_nothing_else() -> Non
     assert guard.finished
     guard.failed(first, 0.0)
     assert guard.failure is None
+    guard = remote(depth=2, choices=3)
+    feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish())
+    feed(
+        guard, *(event for index in (1, 2) for event in (frames.text("cccc", index=index), frames.finish(index=index)))
+    )
+    first, second = asked(guard)
+    guard.blocked(second, "label", "model", 0.0)
+    assert [1] == [window.run.choice for window in asked(guard)]
+    guard.failed(first, 0.0)
+    assert [2] == [window.run.choice for window in asked(guard)]  # its place in flight is free again
     guard = remote(whole=True, depth=9, choices=2)
     guard.feed(Chunk.body(body({"content": "aaaa", "refusal": "bbbb"}, {"content": "cccc"})), 0.0)
     windows = {window.text: window for window in asked(guard)}
@@ -867,12 +886,15 @@ def test_a_missing_verdict_on_a_choice_that_has_ended_ends_nothing_else() -> Non
 def test_a_client_that_has_gone_is_sent_nothing() -> None:
     """What is held is dropped, and what comes later."""
     guard = remote()
-    feed(guard, frames.text("aaaa"), frames.finish())
+    feed(guard, frames.text("aaaa"), frames.finish(), frames.text("bbbb", index=1), frames.finish(index=1))
     guard.abandon()
     assert guard.finished
-    guard.blocked(*asked(guard), "label", "model", 0.0)
+    first, second = asked(guard)
+    guard.blocked(first, "label", "model", 0.0)
+    guard.failed(second, 0.0)
     feed(guard, frames.role())
     assert [] == out(guard)
+    assert guard.failure is None
 
 
 def test_many_violations_are_counted_and_a_hundred_are_told() -> None:
@@ -1035,6 +1057,7 @@ def test_a_string_outside_the_choices_fails_a_whole_reply() -> None:
     guard = lexicon(whole=True)
     guard.feed(Chunk.body(frames.body("ok")[:-1] + f',"note":"{BAD}"}}'.encode()), 0.0)
     assert ("content_filter", [], True) == (guard.failure, guard.released, guard.finished)
+    assert not guard.cut
 
 
 def test_a_whole_reply_is_written_anew_where_it_could_be_read_differently() -> None:

@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.pure.fold import fold
-from relay.pure.guard import Guard, Policy
+from relay.pure.guard import Guard
 from relay.pure.openai import Chunk
+from relay.pure.policy import Policy
 from relay.pure.sse import Decoder
 from relay.pure.surfaces import Kind
 from relay.pure.window import ALL, Cutting, Hit, Run, Window

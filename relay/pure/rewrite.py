@@ -1,0 +1,100 @@
+"""Frames written anew: when the bytes of a frame could say more than was read, or a part of it may not leave.
+
+Everything else is forwarded as the bytes that it came as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from relay.pure.escapes import SurrogatePairer
+from relay.pure.fold import original_length
+from relay.pure.openai import Chunk, Frame, dump, has_repeated_key, load_exactly
+from relay.pure.policy import Policy
+from relay.pure.surfaces import PROSE, Reading, read
+from relay.pure.window import Run
+
+# Comments that well-known servers send to keep a connection open. Any other comment loses its text.
+_KNOWN_COMMENTS: Final = frozenset(
+    (b":", b": OPENROUTER PROCESSING", b": keep-alive", b": keepalive", b": ping", b":ping")
+)
+
+
+def forwardable(chunk: Chunk, reading: Reading, policy: Policy, *, whole: bool) -> Chunk:
+    """The chunk itself, or one that says what was read and nothing else.
+
+    Texts of unknown fields are taken out of `reading` where the policy does not check them.
+    """
+    data = chunk.data
+    if reading.unknown:
+        dropped = "unknown" if policy.unknown_fields == "drop" else "opaque" if policy.opaque == "drop" else ""
+        if policy.unknown_fields != "check":
+            reading.forget_unknown()
+        if dropped and policy.hold and getattr(reading, dropped):
+            frame = load_exactly(data)
+            for container, key in getattr(read(frame, whole=whole), dropped):
+                container[key] = None
+            return written(dump(frame), whole=whole)
+    if not policy.hold:
+        return chunk
+    if has_repeated_key(data, reading.keys):
+        return written(dump(load_exactly(data)), whole=whole)
+    if chunk.lenient:
+        data = data.decode("utf-8", "replace").encode()
+    if data == chunk.data and (chunk.plain or all(_says_nothing(line) for line in chunk.raw.splitlines())):
+        return chunk
+    return written(data, whole=whole)
+
+
+def written(data: bytes, *, whole: bool) -> Chunk:
+    """A chunk with this payload: an event, or with `whole` a body."""
+    if whole:
+        return Chunk.body(data)
+    lines = b"".join(b"data: %b\n" % line for line in data.split(b"\n"))
+    return Chunk(lines + b"\n", data)
+
+
+def without(chunk: Chunk, dropped: Collection[int], cleared: Callable[[int], Frame] | None) -> Chunk | None:
+    """The frame without some of its choices (by their place among them), None if no choice is left.
+
+    With `cleared` the reply is a whole one, and what that gives takes the place of each choice dropped.
+    """
+    frame = load_exactly(chunk.data)
+    kept = []
+    entry = -1
+    for said in frame["choices"]:
+        if type(said) is dict:
+            entry += 1
+            if entry in dropped:
+                if cleared is not None:
+                    kept.append(cleared(entry))
+                continue
+        kept.append(said)
+    if not kept:
+        return None
+    frame["choices"] = kept
+    return written(dump(frame), whole=cleared is not None)
+
+
+def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> Frame:
+    """The message of one choice of a whole reply, with the text that was cleared and nothing else."""
+    message: Frame = {"role": "assistant"}
+    part = read(chunk.json or {}, whole=True).choices[entry]
+    for surface in PROSE:
+        # As the run has read it: halves of a pair in two parts of an array are one character.
+        pairer = SurrogatePairer()
+        text = pairer.feed("".join(text for where, _, text in part.texts if where == surface)) + pairer.finish()
+        if not text:
+            continue
+        run = runs[surface]
+        message[surface] = text[: original_length(text, run.horizon, ended=run.horizon >= run.end)]
+        if run.stopped and run.horizon < run.end:
+            break
+    message.setdefault("content", "")
+    return message
+
+
+def _says_nothing(line: bytes) -> bool:
+    """Whether a line of an event can be forwarded unread: its data, which is read, or a comment that servers send."""
+    return not line or line == b"data" or line.startswith(b"data:") or line in _KNOWN_COMMENTS
