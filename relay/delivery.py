@@ -19,7 +19,7 @@ from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
 from relay.pure.openai import DONE, Chunk
 from relay.pure.sse import Decoder, EventTooLarge
-from relay.pure.surfaces import read
+from relay.pure.surfaces import IndexUnclearError, read
 
 # A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
@@ -148,7 +148,10 @@ class StreamDelivery(Delivery):
         if frame.get("error") and not frame.get("choices"):
             self._fail(_reported())
             return
-        self._finished.update(part.index for part in read(frame).choices if part.finished)
+        try:
+            self._finished.update(part.index for part in read(frame).choices if part.finished)
+        except IndexUnclearError:
+            return  # a guard, if there is one, ends the reply for it
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():

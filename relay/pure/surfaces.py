@@ -99,12 +99,24 @@ _UNFINISHED: Final = (None, "", "null")
 _INDEXES: Final = range(-(2**53), 2**53)
 
 
-def choice_index(choice: Frame, position: int) -> int:
-    """The number of a choice that stands at `position` in its frame. A client that is handed none counts for itself."""
-    index = choice.get("index")
+class IndexUnclearError(ValueError):
+    """An index that readers take for different numbers: `true`, `"1"`, 1.5, or one that is not exact for all of them."""
+
+
+def index_of(entry: Frame, position: int) -> int:
+    """The number of a choice or a tool call that stands at `position` in its array.
+
+    A client that is handed none counts for itself. Raises IndexUnclearError: what is said under an index that one client
+    joins to one text and another to another cannot be read as either.
+    """
+    index = entry.get("index")
+    if index is None:
+        return position
     if type(index) is float and index.is_integer():  # 1.0 is 1 to clients in JavaScript
         index = int(index)
-    return index if type(index) is int and index in _INDEXES else position
+    if type(index) is not int or index not in _INDEXES:
+        raise IndexUnclearError("an index is no whole number")
+    return index
 
 
 def is_opaque(value: str) -> bool:
@@ -113,7 +125,10 @@ def is_opaque(value: str) -> bool:
 
 
 def read(frame: Frame, *, whole: bool = False) -> Reading:
-    """Read one frame of a stream, or with `whole` a reply that is not streamed (its message is then the delta)."""
+    """Read one frame of a stream, or with `whole` a reply that is not streamed (its message is then the delta).
+
+    Raises IndexUnclearError.
+    """
     reading = Reading()
     reader = _Reader(reading)
     reading.keys = len(frame)
@@ -121,7 +136,7 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
         kind = type(value)
         if kind is str:
             if key not in FRAME_METADATA and value:
-                reader.unknown(frame, key, value, key, reading.loose)
+                reader.unknown(frame, key, value, _step(key), reading.loose)
         elif key == "choices" and kind is list:
             for position, choice in enumerate(value):
                 reader.choice(value, position, choice, whole)
@@ -129,8 +144,13 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
             if key in FRAME_METADATA:
                 reading.keys += count_keys(value)
             else:
-                reader.walk(frame, key, value, key, reading.loose)
+                reader.walk(frame, key, value, _step(key), reading.loose)
     return reading
+
+
+def _step(name: str) -> str:
+    """A name in a path: `{"a.b": …}` and `{"a": {"b": …}}` are two texts."""
+    return name.replace(".", "\\.") if "." in name else name
 
 
 class _Reader:
@@ -160,9 +180,9 @@ class _Reader:
                 if value:
                     texts.append(("text", Kind.PLAIN, value))
             else:
-                self.walk(choice, key, value, key, texts)
+                self.walk(choice, key, value, _step(key), texts)
         finished = choice.get("finish_reason") not in _UNFINISHED
-        self.reading.choices.append(ChoiceReading(choice_index(choice, position), texts, finished))
+        self.reading.choices.append(ChoiceReading(index_of(choice, position), texts, finished))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
         self.reading.keys += len(message)
@@ -174,7 +194,7 @@ class _Reader:
                 if key in PLAIN_SURFACES:
                     texts.append((prefix + key, Kind.PLAIN, value))
                 else:
-                    self.unknown(message, key, value, prefix + key, texts)
+                    self.unknown(message, key, value, prefix + _step(key), texts)
             elif kind is list:
                 if key == "tool_calls":
                     for position, call in enumerate(value):
@@ -182,14 +202,14 @@ class _Reader:
                 elif key in PART_SURFACES:
                     self.parts(value, prefix + key, texts)
                 else:
-                    self.walk(message, key, value, prefix + key, texts)
+                    self.walk(message, key, value, prefix + _step(key), texts)
             elif kind is dict:
                 if key == "function_call":
                     self.function(value, prefix + key, texts)
                 elif key == "audio":
                     self.audio(value, prefix + key, texts)
                 else:
-                    self.walk(message, key, value, prefix + key, texts)
+                    self.walk(message, key, value, prefix + _step(key), texts)
 
     def audio(self, audio: Frame, surface: str, texts: list[Text]) -> None:
         """Speech: its transcript is text, its data is opaque."""
@@ -199,7 +219,7 @@ class _Reader:
                 if value:
                     texts.append((surface, Kind.PLAIN, value))
             elif key != "id" or type(value) is not str:
-                self.walk(audio, key, value, f"{surface}.{key}", texts)
+                self.walk(audio, key, value, f"{surface}.{_step(key)}", texts)
 
     def parts(self, parts: list[Any], surface: str, texts: list[Text]) -> None:
         """An array of parts: `{type: text, text}`, `{type: thinking, thinking: [...]}`, or plain strings."""
@@ -215,10 +235,13 @@ class _Reader:
                     if name == "text" and type(value) is str:
                         if value:
                             texts.append((surface, Kind.PLAIN, value))
+                            if part.get("index") is not None:
+                                # Some clients join the parts of an array as they come, others those of one index.
+                                texts.append((f"{surface}[{index_of(part, position)}]", Kind.PLAIN, value))
                     elif name == "thinking" and type(value) is list:
                         self.parts(value, surface + ".thinking", texts)
                     else:
-                        self.walk(part, name, value, f"{surface}.{name}", texts)
+                        self.walk(part, name, value, f"{surface}.{_step(name)}", texts)
             else:
                 self.walk(parts, position, part, surface, texts)
 
@@ -226,8 +249,7 @@ class _Reader:
         if type(call) is not dict:
             self.walk(calls, position, call, prefix + "tool_calls", texts)
             return
-        index = call.get("index")
-        surface = f"{prefix}tool_calls.{index if type(index) is int else position}"
+        surface = f"{prefix}tool_calls.{index_of(call, position)}"
         self.reading.keys += len(call)
         for key, value in call.items():
             if key == "function" and type(value) is dict:
@@ -235,7 +257,7 @@ class _Reader:
             elif key in TOOL_METADATA and type(value) is not dict and type(value) is not list:
                 continue
             else:
-                self.walk(call, key, value, f"{surface}.{key}", texts)
+                self.walk(call, key, value, f"{surface}.{_step(key)}", texts)
 
     def function(self, function: Frame, surface: str, texts: list[Text]) -> None:
         """A name and its arguments are one text, the name on a line of its own, whichever came first in the JSON."""
@@ -247,7 +269,7 @@ class _Reader:
             texts.append((surface, Kind.ESCAPED, arguments))
         for key, value in function.items():
             if key not in ("name", "arguments") or type(value) is not str:
-                self.walk(function, key, value, f"{surface}.{key}", texts)
+                self.walk(function, key, value, f"{surface}.{_step(key)}", texts)
 
     def logprobs(self, logprobs: Frame, texts: list[Text]) -> None:
         """The tokens say the text again. (`top_logprobs` are guesses and are not guarded: the docs say so.)"""
@@ -281,7 +303,7 @@ class _Reader:
             elif key == "top_logprobs":
                 self.reading.keys += count_keys(value)
             else:
-                self.walk(entry, key, value, f"{surface}.{key}", texts)
+                self.walk(entry, key, value, f"{surface}.{_step(key)}", texts)
         return token
 
     def walk(self, container: Any, key: str | int, value: Any, path: str, texts: list[Text]) -> None:
@@ -294,7 +316,7 @@ class _Reader:
             self.reading.keys += len(value)
             for name, below in value.items():
                 if type(below) in _CONTAINERS:
-                    self.walk(value, name, below, f"{path}.{name}", texts)
+                    self.walk(value, name, below, f"{path}.{_step(name)}", texts)
         elif kind is list:
             for position, below in enumerate(value):
                 if type(below) in _CONTAINERS:
