@@ -104,8 +104,8 @@ CHARACTERS = ("in", "checked", "released", "withheld", "blocked")
 flagged itself (the tail after a cut, or the client left); dropped in a flagged window.
 At the end of every reply in = released + withheld + blocked."""
 
-UNVERIFIED = ("open_failure", "shadow", "off", "unknown_field", "opaque", OTHER)
-"""Why text left without a verdict: the moderator failed and `on_failure = "open"`; the two modes; the two options."""
+UNVERIFIED = ("open_failure", "shadow", "unknown_field", "opaque", OTHER)
+"""Why text left without a verdict: the moderator failed and `on_failure = "open"`; the mode; the two options."""
 
 CHECKS = ("pass", "review", "block", "mask", "timeout", "error", "breaker_open", "cached", OTHER)
 """What became of one check."""

@@ -250,6 +250,8 @@ class Moderation(Plugin):
         tally.withheld = counted.came - counted.released - tally.blocked
         if self._scanning:
             tally.checked += counted.came
+        tally.longest_hold_s = counted.longest_hold_s
+        tally.unverified |= counted.unverified
         if self.response == "shadow":
             tally.unverified = {"shadow": counted.released}
         elif "open_failure" in tally.unverified:

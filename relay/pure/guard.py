@@ -29,7 +29,7 @@ from relay.pure.held import NOTHING_SAID, Choice, Held, State
 from relay.pure.openai import Chunk, Frame, delta_frame, envelope, usage_frame
 from relay.pure.plain import plain_text
 from relay.pure.policy import Policy
-from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Text, read
+from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Reading, Text, read
 from relay.pure.window import Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
@@ -61,6 +61,8 @@ class Tally:
     released: int = 0
     blocked: int = 0  # in what was found; the rest of what came and was not released was only near it
     late: int = 0  # text for a choice that had ended, never forwarded and not counted above
+    unverified: dict[str, int] = field(default_factory=dict)  # left unread, by the option that lets it
+    longest_hold_s: float = 0.0  # how long a frame that was released had waited
     violations: list[Violation] = field(default_factory=list)  # the first MAX_VIOLATIONS of them
 
 
@@ -108,6 +110,7 @@ class Guard:
         self._held = 0  # bytes in the queue
         self._room = policy.held_bytes  # what may be held before somebody looks again what can be done about it
         self._ending = False
+        self._now = 0.0  # what the clock showed last
         self._newest = NOTHING_SAID  # the newest frame with choices, for what all frames share
         self._usage: Frame | None = None
         self._produced = 0.0  # estimated tokens that the upstream has produced
@@ -148,25 +151,18 @@ class Guard:
         if chunk.plain and self._takes_text(chunk, now):
             return
         try:
-            frame = chunk.json
-            if frame is None:
-                raise ValueError("no object")  # noqa: TRY301
-            reading = read(frame, whole=self._whole)
-            lenient = chunk.lenient
-            chunk = rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
-            choices = [self._choice(part.index, part.texts) for part in reading.choices]
-            _bound_surfaces(self._loose, reading.loose)
-            if self._whole and len(set(choices)) < len(choices):
-                raise ValueError("a choice stands twice in one reply")  # noqa: TRY301
+            reading, choices, forwarded = self._understood(chunk)
         except (ValueError, RecursionError):
             self._malformed(chunk, now)
             return
+        if reading.unknown:
+            self._count_unread(reading)
         if choices:
-            self._newest = chunk
-        usage = frame.get("usage")
+            self._newest = forwarded
+        usage = (chunk.json or {}).get("usage")
         if usage:
             self._usage = usage
-        held = Held(chunk, tuple(choices))
+        held = Held(forwarded, tuple(choices), (), now)
         waits: dict[Run, int] = {}
         chars: list[int] = []
         dropped: list[int] = []
@@ -175,7 +171,7 @@ class Guard:
             chars.append(said)
             if choice.state is State.LIVE:
                 self.tally.came += said
-                self._read(choice, part, waits, lenient, now)
+                self._read(choice, part, waits, chunk.lenient, now)
             elif choice.state is State.BLOCKED or part.texts:
                 self.tally.late += said
                 dropped.append(entry)
@@ -186,7 +182,9 @@ class Guard:
             # What every frame of a stream repeats is read once; each of them waits for its verdict.
             if reading.loose != self._loose_said:
                 self._loose_said, self._loose_waits = reading.loose, {}
-                self._read(self._loose, ChoiceReading(0, reading.loose, finished=True), self._loose_waits, lenient, now)
+                self._read(
+                    self._loose, ChoiceReading(0, reading.loose, finished=True), self._loose_waits, chunk.lenient, now
+                )
             waits |= self._loose_waits
         held.chars = tuple(chars)
         if self._policy.hold:
@@ -197,6 +195,19 @@ class Guard:
         if self._found:
             self._violations()
         self._move(now)
+
+    def _understood(self, chunk: Chunk) -> tuple[Reading, list[Choice], Chunk]:
+        """What a frame says, whose it is, and the chunk to forward. Raises ValueError or RecursionError."""
+        frame = chunk.json
+        if frame is None:
+            raise ValueError("no object")
+        reading = read(frame, whole=self._whole)
+        forwarded = rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
+        choices = [self._choice(part.index, part.texts) for part in reading.choices]
+        _bound_surfaces(self._loose, reading.loose)
+        if self._whole and len(set(choices)) < len(choices):
+            raise ValueError("a choice stands twice in one reply")
+        return reading, choices, forwarded
 
     def _takes_text(self, chunk: Chunk, now: float) -> bool:
         """The short way for the commonest frame: more text of the one run that is open. False: take the long one."""
@@ -213,7 +224,7 @@ class Guard:
         self._newest = chunk
         before = run.end
         hits = run.append(text, Kind.PLAIN, now)
-        held = Held(chunk, (choice,), (len(text),))
+        held = Held(chunk, (choice,), (len(text),), now)
         self.tally.came += len(text)
         if self._wants_usage:
             self._produced += tokens.estimate(text)
@@ -439,6 +450,7 @@ class Guard:
 
     def _move(self, now: float) -> None:
         """Release what is cleared, cut what is ripe; see to it that something moves."""
+        self._now = now
         self._release()
         if self._uncut:
             self._cut(now)
@@ -446,6 +458,18 @@ class Guard:
             self._make_room(now)
         if self._ending and not self._queue:
             self._last()
+
+    def _count_unread(self, reading: Reading) -> None:
+        """Count the characters of a frame that nobody looks at, by the option that lets them leave."""
+        policy = self._policy
+        reason, places = "", reading.unknown
+        if policy.unknown_fields == "pass":
+            reason = "unknown_field"
+        elif policy.unknown_fields == "check" and policy.opaque == "pass":
+            reason, places = "opaque", reading.opaque
+        unread = sum(len(container[key]) for container, key in places) if reason else 0
+        if unread:
+            self.tally.unverified[reason] = self.tally.unverified.get(reason, 0) + unread
 
     def _choice_of(self, window: Window) -> Choice:
         index = window.run.choice
@@ -500,6 +524,7 @@ class Guard:
         if held.closes is not None:
             self._emit_closing(held.closes)
             return
+        self.tally.longest_hold_s = max(self.tally.longest_hold_s, self._now - held.since)
         chunk = held.chunk
         dropped = held.dropped
         if dropped:

@@ -37,6 +37,7 @@ class Held:
     chars: how many characters each entry says, and last those that belong to no choice.
     waits: it may leave when each run is cleared up to the position beside it.
     dropped: entries that may not leave.
+    since: when it came; the caller's clock.
     """
 
     # What few frames have stands in the class: one of these is made for every frame.
@@ -44,10 +45,13 @@ class Held:
     dropped: frozenset[int] = frozenset()
     closes: Choice | None = None
 
-    def __init__(self, chunk: Chunk, choices: tuple[Choice, ...], chars: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, chunk: Chunk, choices: tuple[Choice, ...], chars: tuple[int, ...] = (), since: float = 0.0
+    ) -> None:
         self.chunk = chunk
         self.choices = choices
         self.chars = chars
+        self.since = since
 
     @classmethod
     def closing(cls, choice: Choice) -> Held:

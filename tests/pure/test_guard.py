@@ -1165,3 +1165,29 @@ def test_the_first_of_several_hits_decides() -> None:
     sent = whole(guard, frames.text("abcde"))
     assert closed() == said(sent)
     assert ["a", "b"] == [violation.label for violation in guard.tally.violations]
+
+
+@pytest.mark.parametrize(
+    ("options", "unverified"),
+    [
+        ({}, {"opaque": 300}),
+        ({"opaque": "drop"}, {}),
+        ({"unknown_fields": "pass"}, {"unknown_field": 303}),
+        ({"unknown_fields": "drop"}, {}),
+    ],
+)
+def test_what_an_option_lets_leave_unread_is_counted(options: dict[str, Any], unverified: dict[str, int]) -> None:
+    """By the option, in characters: nothing leaves without a verdict and without a trace."""
+    guard = Guard(Policy(**options))
+    guard.feed(Chunk.event({"choices": [{"index": 0, "delta": {"extra": "abc", "signature": "A" * 300}}]}), 0.0)
+    assert unverified == guard.tally.unverified
+
+
+def test_the_longest_wait_of_a_released_frame_is_known() -> None:
+    """A frame that waited for a window until it passed; what leaves at once has not waited."""
+    guard = Guard(Policy(), remote=True)
+    guard.feed(Chunk.event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}), 1.0)
+    assert 0.0 == guard.tally.longest_hold_s
+    [window] = guard.checks
+    guard.passed(window, 3.5)
+    assert 2.5 == guard.tally.longest_hold_s
