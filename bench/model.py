@@ -4,6 +4,7 @@ Python can, so that it does not compete with what is measured."""
 import asyncio
 import sys
 import time
+from typing import cast
 
 import uvloop
 
@@ -26,8 +27,7 @@ class Model(asyncio.Protocol):
     """Answers every request with the same stream."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._buffer = b""
 
     def data_received(self, data: bytes) -> None:
