@@ -11,6 +11,7 @@ elsewhere (`stop`) reaches the sinks in the loop's next turn, never from inside 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Final
 
 from relay.body import Body
@@ -25,7 +26,7 @@ from relay.pure.surfaces import IndexUnclearError, read
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 
 
-class Delivery:
+class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
 
     __slots__ = ("_body", "_ex", "_sink", "done", "first_at", "reads")
@@ -85,11 +86,13 @@ class Delivery:
     def on_error(self, error: BaseException) -> None:
         self._fail(_died())
 
+    @abstractmethod
     def _take(self, data: bytes) -> None:
-        raise NotImplementedError
+        """Bytes have come."""
 
+    @abstractmethod
     def _eof(self) -> None:
-        raise NotImplementedError
+        """The body has ended by itself."""
 
     def _end(self, outcome: Outcome) -> None:
         """The upstream has said all that counts."""

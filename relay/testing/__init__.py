@@ -9,7 +9,7 @@
 """
 
 from relay.testing import frames
-from relay.testing.upstream import (
+from relay.testing.script import (
     Abort,
     Close,
     End,
@@ -19,19 +19,16 @@ from relay.testing.upstream import (
     Pause,
     Raw,
     Repeat,
-    Request,
     Script,
-    ScriptedUpstream,
-    Scripts,
     Send,
     Split,
     Step,
-    answers,
     chunked,
     refused,
     streamed,
     whole,
 )
+from relay.testing.upstream import Request, ScriptedUpstream, Scripts, answers
 
 __all__ = [
     "Abort",
