@@ -19,6 +19,7 @@ What to know of aiohttp (3.14):
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, cast
 
 from aiohttp import ClientResponse, http_parser
@@ -125,7 +126,7 @@ def push(reader: StreamReader, consumer: Consumer) -> None:
         reader.__class__ = PushReader
 
 
-class _DrainingBody:
+class _DrainingBody(ABC):
     """What both kinds of body do after the last byte that anybody wants."""
 
     def __init__(self, response: ClientResponse) -> None:
@@ -141,8 +142,9 @@ class _DrainingBody:
             self._reader.on_eof(giving_up.cancel)
             loop.call_soon(self.resume)  # the end cannot come to a body that is held for a slow client
 
+    @abstractmethod
     def resume(self) -> None:
-        raise NotImplementedError
+        """Read on."""
 
     def close(self) -> None:
         self._response.close()
