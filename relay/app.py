@@ -77,7 +77,7 @@ class App:
         self._upstreams = upstreams
         self._metrics = metrics
         self._log = log
-        self._outbox = Outbox()
+        self._outbox = Outbox(asyncio.get_running_loop())
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False

@@ -1,8 +1,9 @@
 """The body of an upstream's reply, pushed: the one file that reaches into aiohttp.
 
 aiohttp reads bodies by awaiting a `StreamReader`, which costs a task switch a chunk. Here the class of that one reader
-is changed for the length of the reply, so that what the parser feeds to it goes straight to a consumer. `transport
-.set_protocol` would not do: the parser may hold half a chunk, and the connection could never be used again.
+is changed for the length of the reply, so that what the parser feeds to it goes straight to a consumer; and a read that
+is one whole HTTP chunk, as most are, goes there past the parser, which stands between two chunks before it and after it.
+`transport.set_protocol` would not do: the parser may hold half a chunk, and the connection could never be used again.
 
 `self_test` runs the trick against aiohttp's own parser at start-up; where it fails, and in one run of the end-to-end
 suite, `AwaitedBody` does the same by reading.
@@ -20,15 +21,21 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, Protocol, cast
 
-from aiohttp import ClientResponse, http_parser
+from aiohttp import ClientResponse, TCPConnector, http_parser
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import BaseTimerContext
 from aiohttp.streams import StreamReader
 
 # How long an upstream may take to end its body after `[DONE]` before its connection is given up.
 DRAIN_S = 1.0
+
+# The sizes of HTTP chunks as servers write them. Longer chunks are rare and worth their parsing.
+_SIZES: Final = {form % size: size + 2 for size in range(1, 2048) for form in (b"%x\r\n", b"%X\r\n")}
 
 
 class Consumer(Protocol):
@@ -64,14 +71,21 @@ class Body(Protocol):
 
 
 class _Relay:
-    """What sits in the reader's timer slot: the consumer, until the end."""
+    """What sits in the reader's timer slot: the consumer, until the end.
 
-    __slots__ = ("consumer",)
+    inside: the parser may stand inside an HTTP chunk.
+    """
 
-    def __init__(self, consumer: Consumer) -> None:
+    __slots__ = ("consumer", "inside", "protocol")
+
+    def __init__(self, consumer: Consumer, protocol: PushProtocol | None) -> None:
         self.consumer: Consumer | None = consumer
+        self.protocol = protocol
+        self.inside = True
 
     def end(self, error: BaseException | None) -> None:
+        if self.protocol is not None:
+            self.protocol.relay = self.protocol.on_chunk = None
         consumer, self.consumer = self.consumer, None
         if consumer is None:
             return
@@ -93,10 +107,10 @@ class PushReader(StreamReader):
         return False
 
     def begin_http_chunk_receiving(self) -> None:
-        pass
+        cast(_Relay, self._timer).inside = True
 
     def end_http_chunk_receiving(self) -> None:
-        pass
+        cast(_Relay, self._timer).inside = False
 
     def feed_eof(self) -> None:
         super().feed_eof()  # this gives the connection back to the pool
@@ -105,6 +119,42 @@ class PushReader(StreamReader):
     def set_exception(self, exc: BaseException, *cause: Any) -> None:
         super().set_exception(exc, *cause)
         cast(_Relay, self._timer).end(exc)
+
+
+class PushProtocol(ResponseHandler):
+    """A connection that takes from a pushed body, past the parser, what is one whole HTTP chunk.
+
+    Servers write an event in a chunk and the chunk at once, so most reads are one. The parser stands between two chunks
+    before it and after it, so it need not see it. Anything else it does see: a chunk in pieces, several, the last one, a
+    size not written in the shortest way.
+    """
+
+    relay: _Relay | None = None  # of the body that is pushed
+    on_chunk: Callable[[bytes], None] | None = None  # its consumer's, while the parser stands between two chunks
+
+    def data_received(self, data: bytes) -> None:
+        on_chunk = self.on_chunk
+        if on_chunk is not None:
+            start = data.find(b"\r\n") + 2
+            if _SIZES.get(data[:start]) == len(data) - start and data.endswith(b"\r\n"):
+                on_chunk(data[start:-2])
+                return
+            self.on_chunk = None
+        super().data_received(data)
+        relay = self.relay
+        if self.exception() is not None:
+            self.relay = None  # the parser has given up, and stands nowhere
+        elif relay is not None and not relay.inside and relay.consumer is not None and data.endswith(b"\r\n"):
+            # Without a line end the beginning of a size may have come, of which the parser tells nobody.
+            self.on_chunk = relay.consumer.on_data
+
+
+class PushConnector(TCPConnector):
+    """Opens connections whose bodies can be pushed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = cast("partial[ResponseHandler]", partial(PushProtocol, loop=self._loop))
 
 
 def push(reader: StreamReader, consumer: Consumer) -> None:
@@ -122,8 +172,12 @@ def push(reader: StreamReader, consumer: Consumer) -> None:
     elif reader.is_eof():
         consumer.on_eof()
     else:
-        reader._timer = cast(BaseTimerContext, _Relay(consumer))
+        protocol = reader._protocol if isinstance(reader._protocol, PushProtocol) else None
+        relay = _Relay(consumer, protocol)
+        reader._timer = cast(BaseTimerContext, relay)
         reader.__class__ = PushReader
+        if protocol is not None:
+            protocol.relay = relay
 
 
 class _DrainingBody(ABC):

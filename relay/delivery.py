@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Final
 
 from relay.body import Body
@@ -19,11 +20,14 @@ from relay.errors import InternalError, UpstreamError, upstream_incomplete, upst
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
 from relay.pure.openai import DONE, Chunk
+from relay.pure.shape import Shape, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
 from relay.pure.surfaces import IndexUnclearError, read
 
 # A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
+# How many frames of a stream are looked at for the shape of the others.
+MAX_LESSONS: Final = 4
 
 
 class Delivery(ABC):
@@ -112,12 +116,25 @@ class Delivery(ABC):
 class StreamDelivery(Delivery):
     """An event stream."""
 
-    __slots__ = ("_decoder", "_finished")
+    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
         self._finished: set[int] = set()  # indexes of choices that have a finish_reason
+        self._shape: Shape | None = None  # of its commonest frame
+        self._ready: Shape | None = None  # the same, while nothing of another event has come
+        self._lessons = MAX_LESSONS
+
+    def on_data(self, data: bytes) -> None:
+        shape = self._ready
+        if shape is not None and not self.done:
+            said = shape.said(data)
+            if said is not None:
+                self.reads += 1
+                self._sink.feed(Chunk(data, data[shape.payload], True, "", said))
+                return
+        super().on_data(data)
 
     def _take(self, data: bytes) -> None:
         try:
@@ -125,10 +142,18 @@ class StreamDelivery(Delivery):
         except EventTooLarge:
             self._fail(upstream_malformed())
             return
+        self._deliver(chunks)
+        self._ready = self._shape if self._decoder.idle else None
+
+    def _deliver(self, chunks: Sequence[Chunk]) -> None:
         feed = self._sink.feed
         for chunk in chunks:
             data = chunk.data
-            if data.startswith(DONE):
+            if self._shape is not None:
+                chunk.said = self._shape.said(chunk.raw)
+            if chunk.said is not None:
+                feed(chunk)
+            elif data.startswith(DONE):
                 if data == DONE:
                     self._end(_completed(chunk))
                 else:
@@ -139,9 +164,17 @@ class StreamDelivery(Delivery):
                 if not self.done:
                     feed(chunk)
             elif data:  # an empty event says nothing, and openai-python raises on it
+                if self._lessons and chunk.plain:
+                    self._learn(chunk.raw)
                 feed(chunk)
             if self.done:
                 return
+
+    def _learn(self, raw: bytes) -> None:
+        shape = shape_of(raw)
+        if shape is not None:
+            self._shape = shape
+            self._lessons -= 1
 
     def _look(self, chunk: Chunk) -> None:
         """A frame that may finish a choice, or the whole stream with an error."""

@@ -129,10 +129,13 @@ class Gate:
     def feed(self, chunk: Chunk) -> None:
         guard = self._guard
         guard.feed(chunk, self._now())
-        if guard.asks:
+        if guard.over or guard.remote:
             self._act()
         elif guard.released:
-            self._release()
+            feed = self._sink.feed
+            for released in guard.released:
+                feed(released)
+            guard.released.clear()
 
     def end(self, outcome: Outcome) -> None:
         self._outcome = outcome

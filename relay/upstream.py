@@ -24,7 +24,7 @@ import orjson
 from aiohttp import hdrs
 from aiohttp.http import RawResponseMessage
 
-from relay.body import Body
+from relay.body import Body, PushConnector
 from relay.config import ANY_MODEL, Upstream
 from relay.errors import Reject, RelayError, UpstreamError, unsupported_model, upstream_malformed
 from relay.exchange import Exchange
@@ -75,7 +75,7 @@ class Upstreams:
 
     async def __aenter__(self) -> Upstreams:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S),
+            connector=PushConnector(limit=0, keepalive_timeout=POOL_IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,

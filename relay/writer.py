@@ -35,15 +35,16 @@ class Outbox:
     sleep again, and that costs more than everything else that we do for a frame.
     """
 
-    __slots__ = ("_due",)
+    __slots__ = ("_due", "_loop")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due: list[StreamWriter] = []
+        self._loop = loop  # asking for the running one is a system call in Python 3.11
 
     def add(self, writer: StreamWriter) -> None:
         """`writer` has something to write."""
         if not self._due:
-            asyncio.get_running_loop().call_soon(self._write)
+            self._loop.call_soon(self._write)
         self._due.append(writer)
 
     def _write(self) -> None:

@@ -16,6 +16,7 @@ loading, its use, and the way back from a position in the copy to one in the tex
 """
 
 import re
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,10 @@ _COMMON: Final = (range(0x20, 0x7F), range(0x3000, 0x3100), range(0x4E00, 0xA000
 # ASCII is folded as bytes, 256 of them: `bytes.translate` looks nothing up.
 _ASCII_LOWER: Final = bytes(range(256)).lower()
 _ASCII_NOTHING: Final = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
+
+# Models speak in tokens of a few characters, and in the same ones again and again: their copies are remembered.
+TOKEN_CHARS: Final = 8
+TOKENS: Final = 16_384
 
 # Outside these characters a copy may be empty or long; each of these has a copy of exactly one character.
 _UNEVEN: Final = re.compile("[^\t\n\r -~–—‘-‟、-〩ぁ-んァ-ヾ一-鿿！-～]")
@@ -65,11 +70,18 @@ _COPIES, NOTHING = _load()
 
 def fold(text: str) -> str:
     """The canonical copy of `text`."""
+    return _fold_token(text) if len(text) <= TOKEN_CHARS else _fold(text)
+
+
+def _fold(text: str) -> str:
     if text.isascii():
         if text.isprintable():
             return text.lower()
         return text.encode().translate(_ASCII_LOWER, _ASCII_NOTHING).decode()
     return text.translate(_COPIES)
+
+
+_fold_token: Final = lru_cache(TOKENS)(_fold)
 
 
 def trailing_nothing(text: str) -> int:

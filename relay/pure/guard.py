@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from relay.pure import rewrite, tokens
-from relay.pure.held import NOTHING_SAID, Choice, Held, State
+from relay.pure.held import NOTHING_SAID, Choice, Held, Lane, State
 from relay.pure.openai import Chunk, Frame, delta_frame, envelope, usage_frame
 from relay.pure.plain import plain_text
 from relay.pure.policy import Policy
@@ -95,7 +95,7 @@ class Guard:
         self.tally = Tally()
         self._policy = policy
         self._open_scanners = scanners
-        self._remote = remote
+        self.remote = remote
         self._expected = choices
         self._wants_usage = usage
         self._prompt_tokens = prompt_tokens
@@ -107,6 +107,7 @@ class Guard:
         self._uncut: list[Run] = []  # runs that windows may have to be cut from, oldest first
         self._found: list[tuple[Choice, Run, Hit]] = []
         self._queue: deque[Held] = deque()
+        self._lane: Lane | None = None  # the frames behind it, while they are of the commonest kind
         self._held = 0  # bytes in the queue
         self._room = policy.held_bytes  # what may be held before somebody looks again what can be done about it
         self._ending = False
@@ -120,7 +121,7 @@ class Guard:
     @property
     def finished(self) -> bool:
         """After `end`: nothing is held any more."""
-        return self._ending and not self._queue
+        return self._ending and not self._queue and self._lane is None
 
     @property
     def cut(self) -> bool:
@@ -128,13 +129,9 @@ class Guard:
         return any(choice.state is State.BLOCKED for choice in self._choices.values())
 
     @property
-    def asks(self) -> bool:
-        """Whether there is anything for the caller to do but to take what is released."""
-        return self._remote or self.over
-
-    @property
     def wants_pause(self) -> bool:
-        return self._held > self._policy.held_bytes and self.in_flight > 0
+        held = self._held + self._lane.bytes if self._lane is not None else self._held
+        return held > self._policy.held_bytes and self.in_flight > 0
 
     def deadline(self) -> float | None:
         """When `tick` has to be called if nothing else happens; None if it need not."""
@@ -148,8 +145,31 @@ class Guard:
         """A frame has come from the upstream."""
         if self._ending or self.over:
             return
-        if chunk.plain and self._takes_text(chunk, now):
-            return
+        said = chunk.said
+        if said is None and chunk.plain:
+            said = plain_text(chunk.data)
+        if said is not None:
+            index, text = said
+            lane = self._lane
+            if lane is None or lane.index != index:
+                lane = self._open_lane(index)
+            if lane is not None:
+                self._newest = chunk
+                if self._wants_usage:
+                    self._produced += tokens.estimate(text)
+                found = lane.say(chunk, text, now, self.released)
+                if found is not None:
+                    self._unfold()
+                    self._hits(lane.choice, lane.run, found)
+                    self._violations()
+                if found is not None or self._uncut:
+                    self._move(now)
+                return
+        self._unfold()
+        self._take(chunk, now)
+
+    def _take(self, chunk: Chunk, now: float) -> None:
+        """A frame of any kind."""
         try:
             reading, choices, forwarded = self._understood(chunk)
         except (ValueError, RecursionError):
@@ -209,34 +229,36 @@ class Guard:
             raise ValueError("a choice stands twice in one reply")
         return reading, choices, forwarded
 
-    def _takes_text(self, chunk: Chunk, now: float) -> bool:
-        """The short way for the commonest frame: more text of the one run that is open. False: take the long one."""
-        said = plain_text(chunk.data)
-        if said is None:
-            return False
-        index, text = said
+    def _open_lane(self, index: int) -> Lane | None:
+        """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
+        self._unfold()
         choice = self._choices.get(index)
-        if choice is None or choice.state is not State.LIVE or len(choice.runs) != 1:
-            return False
+        if choice is None or choice.state is not State.LIVE or len(choice.runs) != 1 or not self._policy.hold:
+            return None
         run = choice.runs.get("content")
-        if run is None:
-            return False
-        self._newest = chunk
-        before = run.end
-        hits = run.append(text, Kind.PLAIN, now)
-        held = Held(chunk, (choice,), (len(text),), now)
-        self.tally.came += len(text)
-        if self._wants_usage:
-            self._produced += tokens.estimate(text)
-        if self._policy.hold:
-            held.waits = ((run, run.needs),)
-        self._queue.append(held)
-        self._held += len(chunk.raw)
-        if hits or run.evasive:
-            self._hits(choice, run, hits, before)
-            self._violations()
-        self._move(now)
-        return True
+        if run is None or not run.plain or not all(held.says_only(choice, run) for held in self._queue):
+            return None
+        self._lane = lane = Lane(choice, run, self._room)
+        for held in self._queue:
+            lane.fold(held)
+            self.tally.came -= held.chars[0]
+        self._queue.clear()
+        self._held = 0
+        return lane
+
+    def _unfold(self) -> None:
+        """Put the frames of the lane where they can be treated one by one; what follows is of another kind."""
+        lane, self._lane = self._lane, None
+        if lane is None:
+            return
+        self._queue.extend(lane.unfold())
+        self._held += lane.bytes
+        left = lane.came - sum(held.chars[0] for held in self._queue)
+        lane.choice.started = lane.choice.started or left > 0
+        tally = self.tally
+        tally.came += lane.came
+        tally.released += left
+        tally.longest_hold_s = max(tally.longest_hold_s, lane.longest_hold_s)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -271,6 +293,7 @@ class Guard:
         if self._ending:
             return
         self._ending = True
+        self._unfold()
         for choice in self._choices.values():
             self._end_runs(choice, now)
         if self._found:
@@ -302,10 +325,9 @@ class Guard:
                 run, text = choice.runs.get(surface) or self._open(choice, surface), said
                 if kind is Kind.NAME and run.arguing:
                     run, text = self._late_name(choice, run, said)
-                before = run.end
                 hits = run.append(text, kind, now, lenient=lenient)
-                if hits or run.evasive:
-                    self._hits(choice, run, hits, before)
+                if hits or run.evasion is not None:
+                    self._hits(choice, run, hits)
                 touched.add(run)
                 waits[run] = run.needs
             if self._wants_usage:
@@ -324,10 +346,10 @@ class Guard:
             surface,
             self._policy.cutting,
             choice.scanners[surface],
-            remote=self._remote,
+            remote=self.remote,
             resumes=choice.ended.get(surface),
         )
-        if self._remote:
+        if self.remote:
             self._uncut.append(run)
         return run
 
@@ -354,18 +376,17 @@ class Guard:
             self._end_run(choice, run, now)
 
     def _end_run(self, choice: Choice, run: Run, now: float, *, resumable: bool = False) -> None:
-        before = run.end
         hits = run.finish(now, resumable=resumable)
         if hits:
-            self._hits(choice, run, hits, before)
+            self._hits(choice, run, hits)
         choice.ended[run.surface] = choice.runs.pop(run.surface)
 
-    def _hits(self, choice: Choice, run: Run, hits: Sequence[Hit], before: int) -> None:
-        """What was found in text that came behind the position `before`."""
+    def _hits(self, choice: Choice, run: Run, hits: Sequence[Hit]) -> None:
+        """What was found in the newest text of a run."""
         self._found.extend((choice, run, hit) for hit in sorted(hits))
-        if run.evasive:
-            run.evasive = False
-            self._found.append((choice, run, Hit(before, run.end, "evasion", True, "guard")))
+        if run.evasion is not None:
+            self._found.append((choice, run, Hit(run.evasion, run.end, "evasion", True, "guard")))
+            run.evasion = None
 
     # Violations
 
@@ -476,6 +497,7 @@ class Guard:
         return self._loose if index is None else self._choices[index]
 
     def _answered(self) -> None:
+        self._unfold()
         self.in_flight -= 1
         self._room = self._policy.held_bytes
 
@@ -565,6 +587,7 @@ class Guard:
         self._wants_usage = False
 
     def _drop_queue(self) -> None:
+        self._unfold()
         self._held = 0
         self._queue.clear()
         self._uncut.clear()

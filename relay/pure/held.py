@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Final
 
 from relay.pure.openai import Chunk
-from relay.pure.window import Run, Scanner
+from relay.pure.window import Hit, Run, Scanner
 
 
 class State(Enum):
@@ -74,9 +75,75 @@ class Held:
         """Whether text of this choice keeps it."""
         return any(run.choice == choice.index and run.horizon < need for run, need in self.waits)
 
+    def says_only(self, choice: Choice, run: Run) -> bool:
+        """Whether it is a frame with text of this run, and of nothing else."""
+        return len(self.waits) == 1 and self.waits[0][0] is run and self.choices == (choice,) and len(self.chars) == 1
+
     def drop(self, choice: Choice) -> None:
         self.dropped |= {entry for entry, other in enumerate(self.choices) if other is choice}
         self.waits = tuple((run, need) for run, need in self.waits if run.choice != choice.index)
+
+
+class Lane:
+    """The whole queue while a choice says nothing but more of its one run: the commonest case, without a `Held` a frame.
+
+    room: how many bytes may wait in it.
+    came: how many characters it was told. longest_hold_s: how long a frame that has left had waited.
+    """
+
+    __slots__ = ("_frames", "_room", "bytes", "came", "choice", "index", "longest_hold_s", "run")
+
+    def __init__(self, choice: Choice, run: Run, room: int) -> None:
+        self.choice = choice
+        self.index = choice.index
+        self.run = run
+        self.bytes = 0  # of the frames that wait
+        self.came = 0
+        self.longest_hold_s = 0.0
+        self._room = room
+        # Chunk, horizon of the run at which it may leave, characters, when it came.
+        self._frames: deque[tuple[Chunk, int, int, float]] = deque()
+
+    def say(self, chunk: Chunk, text: str, now: float, released: list[Chunk]) -> Sequence[Hit] | None:
+        """A frame that says `text`. What may leave is put on `released`.
+
+        None if that was all. Else something was found, and nothing has left, or too much waits.
+        """
+        run, frames = self.run, self._frames
+        found = run.extend(text, now)
+        self.came += len(text)
+        if not found and run.evasion is None:
+            if frames and frames[0][1] <= run.horizon:
+                self._release(now, released)
+            if not frames and run.needs <= run.horizon:
+                released.append(chunk)
+                return None
+        frames.append((chunk, run.needs, len(text), now))
+        self.bytes += len(chunk.raw)
+        return found if found or run.evasion is not None or self.bytes > self._room else None
+
+    def _release(self, now: float, released: list[Chunk]) -> None:
+        frames, horizon = self._frames, self.run.horizon
+        self.longest_hold_s = max(self.longest_hold_s, now - frames[0][3])  # none has waited longer than the first
+        while frames and frames[0][1] <= horizon:
+            chunk = frames.popleft()[0]
+            self.bytes -= len(chunk.raw)
+            released.append(chunk)
+
+    def fold(self, held: Held) -> None:
+        """Take a frame that waits for more of the run, and for nothing else."""
+        [(_, need)] = held.waits
+        [said] = held.chars
+        self.came += said
+        self.bytes += held.size
+        self._frames.append((held.chunk, need, said, held.since))
+
+    def unfold(self) -> Iterator[Held]:
+        """The frames that wait."""
+        for chunk, need, said, since in self._frames:
+            held = Held(chunk, (self.choice,), (said,), since)
+            held.waits = ((self.run, need),)
+            yield held
 
 
 NOTHING_SAID: Final = Chunk(b"", b"")

@@ -32,15 +32,20 @@ class Chunk(Event):
     """One piece of a reply: an event of a stream, or the whole body of a reply that is not streamed.
 
     Immutable: who wants another text makes another chunk.
+
+    said: the index of its one choice, and the text, if it is known without parsing that it says this and nothing else.
     """
 
-    __slots__ = ("_json", "lenient")
+    __slots__ = ("_json", "lenient", "said")
 
-    def __init__(self, raw: bytes, data: bytes, plain: bool = True, name: str = "") -> None:
+    def __init__(
+        self, raw: bytes, data: bytes, plain: bool = True, name: str = "", said: tuple[int, str] | None = None
+    ) -> None:
         self.raw = raw
         self.data = data
         self.plain = plain
         self.name = name
+        self.said = said
         self.lenient = False
         self._json: Frame | None = _UNREAD
 

@@ -117,6 +117,11 @@ class Decoder(Generic[E]):
         self._plain = True
         self._name = ""
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has come since the last event: what comes now begins another."""
+        return self._clean and not self._line
+
     def feed(self, data: bytes) -> list[E]:
         """The events completed by these bytes.
 

@@ -95,9 +95,9 @@ class Run:
     """
 
     __slots__ = (
-        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence",
-        "_sentence_at", "_text", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasive", "horizon",
-        "name", "since", "stopped", "surface", "windows",
+        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners", "_sentence",
+        "_sentence_at", "_text", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasion", "horizon",
+        "name", "needs", "since", "stopped", "surface", "windows",
     )  # fmt: skip
 
     def __init__(
@@ -121,10 +121,11 @@ class Run:
         self.windows: deque[Window] = deque()
         self.ended = False
         self.stopped = False  # a violation was found in it
-        self.evasive = False  # a row of originals that fold to nothing was too long
+        self.evasion: int | None = None  # where a row of originals that fold to nothing was too long
         self.since = 0.0  # when the oldest character that is in no window came
         self._cutting = cutting
         self._scanners = scanners
+        self._scanner = scanners[0] if len(scanners) == 1 and not remote else None  # the only one that reads here
         self._remote = remote
         # Half an escape, or half a pair, waits here for its rest, which may come in a later run.
         self._unescaper: Unescaper | None = resumes._unescaper if resumes is not None else None
@@ -135,6 +136,9 @@ class Run:
         self._sentence_at = 0.0  # when it came
         start: int = resumes.end if resumes is not None else 0
         self.end: int = start
+        # The horizon at which everything read so far may leave. An original that folds to nothing belongs to the next
+        # one that does not; so does half an escape.
+        self.needs = start
         self.cut = start
         self.horizon = start
         self._passed = start
@@ -158,7 +162,18 @@ class Run:
             if self._pairer is None:
                 self._pairer = SurrogatePairer()
             text = self._pairer.feed(text)
-        return self._extend(text, now) if text else ()
+        hits = self.extend(text, now) if text else ()
+        unescaper, pairer = self._unescaper, self._pairer
+        if (unescaper is not None and unescaper.pending) or (pairer is not None and pairer.pending):
+            self.needs = self.end + 1
+        elif not text:
+            self.needs = self.end + bool(self._before)
+        return hits
+
+    @property
+    def plain(self) -> bool:
+        """Whether its text has come as it is to be read, so that more of it may go to `extend`."""
+        return self._unescaper is None and self._pairer is None
 
     def _join(self, text: str, kind: Kind) -> str:
         if kind is Kind.NAME:
@@ -172,20 +187,31 @@ class Run:
         self._named = False
         return line + self._unescaper.feed(text)
 
-    def _extend(self, text: str, now: float) -> Sequence[Hit]:
+    def extend(self, text: str, now: float) -> Sequence[Hit]:
+        """Text as it is to be read, not empty. `append` is for what comes in pieces of another kind."""
         copy = fold(text)
-        if text[-1] in NOTHING or self._before or len(text) > MAX_NOTHING:
+        if self._before or text[-1] in NOTHING or len(text) > MAX_NOTHING:
             self._count_nothing(text)
         if not copy:
+            self.needs = self.end + 1
             return ()
-        if self.end == self.cut:
+        start = self.end
+        self.end = end = start + len(copy)
+        self.needs = end + 1 if self._before else end
+        scanner = self._scanner
+        if scanner is not None:
+            found = scanner.feed(copy)
+            horizon = end - scanner.held
+            if horizon > self.horizon and not self.stopped:
+                self.horizon = horizon
+            return found
+        if start == self.cut:
             self.since = now
-        self.end += len(copy)
         if self._remote:
             self._text += copy
             last = max(map(copy.rfind, SENTENCE_ENDS))
             if last >= 0:
-                self._sentence = self.end - len(copy) + last + 1
+                self._sentence = start + last + 1
                 self._sentence_at = now
         hits: Sequence[Hit] = ()
         for scanner in self._scanners:
@@ -197,25 +223,12 @@ class Run:
 
     def _count_nothing(self, text: str) -> None:
         if len(text) + self._before > MAX_NOTHING and longest_nothing(text, self._before) > MAX_NOTHING:
-            self.evasive = True
+            self.evasion = self.end
         if text[-1] in NOTHING:
             row = trailing_nothing(text)
             self._before = row + self._before if row == len(text) else row
         else:
             self._before = 0
-
-    @property
-    def needs(self) -> int:
-        """The horizon at which everything read so far may leave.
-
-        An original that folds to nothing belongs to the next one that does not; so does half an escape.
-        """
-        waits: int | bool = self._before
-        if self._unescaper is not None:
-            waits = waits or self._unescaper.pending
-        if self._pairer is not None:
-            waits = waits or self._pairer.pending
-        return self.end + 1 if waits else self.end
 
     def finish(self, now: float, *, resumable: bool = False) -> Sequence[Hit]:
         """The run has ended: nothing more of it will come. `resumable`: a later run of its surface may."""
@@ -227,7 +240,7 @@ class Run:
             if self._pairer is not None:
                 rest = self._pairer.feed(rest) + self._pairer.finish()
             if rest:
-                hits = self._extend(rest, now)
+                hits = self.extend(rest, now)
         self.ended = True
         for scanner in self._scanners:
             found = scanner.finish()

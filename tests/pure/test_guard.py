@@ -1137,14 +1137,13 @@ def test_a_shadow_lets_verdicts_and_their_absence_change_nothing() -> None:
 # What the gate looks at
 
 
-def test_a_guard_says_whether_there_is_more_to_do_than_to_take_what_is_released() -> None:
-    """With moderators that are asked always; else when the upstream is to be stopped."""
-    assert remote().asks
+def test_a_guard_says_when_the_upstream_is_to_be_stopped() -> None:
+    """When no choice is left."""
     guard = lexicon()
-    assert not guard.asks
     assert not guard.finished
+    assert not guard.over
     feed(guard, frames.text(BAD))
-    assert guard.asks
+    assert guard.over
 
 
 class Twice:

@@ -12,6 +12,7 @@ the end of the text, so such a phrase is held back whole until then. A Han chara
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from ahocorasick_rs import AhoCorasick, Implementation
 
@@ -21,6 +22,10 @@ from relay.pure.window import Hit
 # Latin, Greek, Cyrillic and Armenian end here. Words of later scripts are not set apart (Thai), or carry what others
 # write before and after them (Hebrew, Korean): whole words would miss them.
 _FIRST_JOINED = "\u0590"
+
+# Models speak in tokens, and in the same ones again and again: how a tail and the next token go on is remembered.
+STEP_CHARS = 16
+STEPS = 16_384
 
 
 def _in_word(char: str) -> bool:
@@ -55,6 +60,20 @@ class Phrases:
             for length in range(1, len(phrase) + waits)
         )
 
+        self.step = lru_cache(STEPS)(self._step)
+
+    def _step(self, text: str) -> tuple[str, int, int, str] | None:
+        """`split(text)` if no phrase stands in it."""
+        return None if self._automaton.find_matches_as_indexes(text, overlapping=True) else self.split(text)
+
+    def split(self, text: str) -> tuple[str, int, int, str]:
+        """The tail of `text` that may begin a phrase, its length, the length before it and the last character there."""
+        length = len(text)
+        for start in range(max(0, length - self.longest), length):
+            if text[start:] in self.heads:
+                return text[start:], length - start, start, text[start - 1 : start]
+        return "", 0, length, text[-1:]
+
     def __len__(self) -> int:
         return len(self._phrases)
 
@@ -87,11 +106,12 @@ class Phrases:
 class PhraseScanner:
     """Reads one text as it comes. Positions are counted from its beginning."""
 
-    __slots__ = ("_before", "_decided", "_phrases", "_position", "_tail", "held")
+    __slots__ = ("_before", "_decided", "_phrases", "_position", "_step", "_tail", "held")
 
     def __init__(self, phrases: Phrases) -> None:
         self.held = 0
         self._phrases = phrases
+        self._step = phrases.step
         self._tail = ""  # what is held, or was held when the last run ended
         self._before = ""  # the character before the tail
         self._position = 0  # where the tail begins
@@ -100,25 +120,19 @@ class PhraseScanner:
     def feed(self, text: str) -> Sequence[Hit]:
         if not text:
             return ()
-        phrases = self._phrases
-        told = len(self._tail)
-        text = self._tail + text if told else text
-        hits = phrases.hits(text, self._before, None, told, waited=not self._decided)
+        tail = self._tail
+        text = tail + text
+        hits: Sequence[Hit] = ()
+        step = self._step(text) if len(text) <= STEP_CHARS else None
+        if step is None:
+            phrases = self._phrases
+            hits = self._placed(phrases.hits(text, self._before, None, len(tail), waited=not self._decided))
+            step = phrases.split(text)
         self._decided = False
-        if hits:
-            hits = self._placed(hits)
-        heads = phrases.heads
-        length = len(text)
-        for start in range(max(0, length - phrases.longest), length):
-            if text[start:] in heads:
-                break
-        else:
-            start = length
-        if start:
-            self._before = text[start - 1]
-            self._position += start
-        self._tail = text[start:]
-        self.held = length - start
+        self._tail, self.held, passed, before = step
+        if passed:
+            self._position += passed
+            self._before = before
         return hits
 
     def finish(self) -> Sequence[Hit]:

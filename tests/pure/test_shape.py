@@ -1,0 +1,181 @@
+"""What a shape takes for a frame, the decoder and the short cut take for the same frame."""
+
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from relay.pure.plain import plain_text
+from relay.pure.shape import MAX_BYTES, Shape, shape_of
+from relay.pure.sse import Decoder
+from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA
+from relay.testing import frames
+
+
+def event(frame: dict[str, object], end: bytes = b"\n\n") -> bytes:
+    return b"data: " + json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode() + end
+
+
+def openai(text: str, *, number: int = 1, noise: str = "x", index: int = 0) -> dict[str, object]:
+    delta = {"content": text}
+    return {
+        "id": "chatcmpl-7",
+        "created": 1685526975 + number,
+        "model": "gpt",
+        "system_fingerprint": f"fp_{noise}",
+        "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}],
+        "usage": None,
+        "obfuscation": noise,
+    }
+
+
+def shape(frame: dict[str, object], end: bytes = b"\n\n") -> Shape:
+    found = shape_of(event(frame, end))
+    assert found is not None
+    return found
+
+
+def reads_the_same(fitting: Shape, raw: bytes) -> None:
+    """What fits is one event of the stream, and one frame to the short cut."""
+    said = fitting.said(raw)
+    if said is None:
+        return
+    decoder = Decoder()
+    decoder.feed(b"data: 1\n\n")
+    [found] = decoder.feed(raw)
+    assert decoder.idle
+    assert (raw, raw[fitting.payload], True, "") == (found.raw, found.data, found.plain, found.name)
+    assert said == plain_text(found.data)
+
+
+texts = st.text(min_size=1, max_size=6)
+ends = st.sampled_from([b"\n\n", b"\r\n\r\n"])
+
+
+@given(texts, texts, st.integers(0, 10**19), st.text("abcXYZ019_-", max_size=9), ends)
+def test_a_frame_that_differs_in_its_values_fits(one: str, other: str, number: int, noise: str, end: bytes) -> None:
+    """Unless its text has to be escaped; a number of twenty digits is read in full."""
+    assume(shape_of(event(openai(one), end)) is not None)
+    raw = event(openai(other, number=number, noise=noise), end)
+    said = shape(openai(one), end).said(raw)
+    plain = not any(char in '"\\' or char < " " for char in other) and number < 10**17
+    if plain:
+        assert (0, other) == said
+    reads_the_same(shape(openai(one), end), raw)
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**9), st.floats(-9, 9), st.text("ab_-/ é", max_size=3))
+
+
+@st.composite
+def commonest(draw: st.DrawFn) -> str:
+    """The commonest frame as JSON text: any metadata around the text, in any order."""
+
+    def an_object(names: frozenset[str], **known: object) -> dict[str, object]:
+        members = draw(st.dictionaries(st.sampled_from(sorted(names)), scalars, max_size=3)) | known
+        return dict(draw(st.permutations(list(members.items()))))
+
+    delta = an_object(MESSAGE_METADATA, content=draw(st.sampled_from(["a", "你好", "a:1", "{}"])))
+    choice = an_object(CHOICE_METADATA - {"finish_reason"}, delta=delta, index=draw(st.integers(0, 2)))
+    frame = an_object(FRAME_METADATA, choices=[choice])
+    return json.dumps(frame, ensure_ascii=False, separators=draw(st.sampled_from([(",", ":"), (", ", ": ")])))
+
+
+@given(commonest(), ends, st.data())
+def test_what_fits_is_read_the_same_way_in_full(body: str, end: bytes, data: st.DataObject) -> None:
+    """Any frame that has a shape, with any bytes put in anywhere."""
+    raw = b"data: " + body.encode() + end
+    fitting = shape_of(raw)
+    assert fitting is not None
+    reads_the_same(fitting, raw)
+    at = data.draw(st.integers(0, len(raw)))
+    gone = data.draw(st.integers(0, 3))
+    put = data.draw(
+        st.sampled_from(
+            [
+                b"",
+                b'"',
+                b"\\",
+                b"\n",
+                b"\r",
+                b"\x00",
+                b"\x7f",
+                b"\xff",
+                b"1",
+                b"0",
+                b":",
+                b",",
+                b"{",
+                b"}",
+                "坏".encode(),
+            ]
+        )
+    )
+    reads_the_same(fitting, raw[:at] + put + raw[at + gone :])
+
+
+@pytest.mark.parametrize("put", [b'"', b"\\", b"\n", b"\r", b"\x00", b"\xff", b"1", b"-", b".", b":", b" ", b"x", b""])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_no_single_byte_changes_the_meaning_of_what_fits(put: bytes, gone: int) -> None:
+    """At every position of a frame."""
+    raw = event(openai("你好"))
+    fitting = shape(openai("a"))
+    for at in range(len(raw) + 1):
+        reads_the_same(fitting, raw[:at] + put + raw[at + gone :])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(event(openai("")), id="no text"),
+        pytest.param(event(openai('a"b')), id="an escape"),
+        pytest.param(event(openai("b", index=1)), id="another choice"),
+        pytest.param(event(openai("b", noise="é")), id="metadata that is no ASCII"),
+        pytest.param(event(openai("b", noise='"')), id="metadata with an escape"),
+        pytest.param(event(openai("b") | {"error": None}), id="one key more"),
+        pytest.param(event(openai("b") | {"model": None}), id="a value of another kind"),
+        pytest.param(event(openai("b")) * 2, id="two events"),
+        pytest.param(event(openai("b"))[:-1], id="no end"),
+        pytest.param(event(openai("b"), b"\r\n\r\n"), id="another line end"),
+        pytest.param(b": \n" + event(openai("b")), id="a comment before it"),
+        pytest.param(event(openai("b")).replace(b'"b"', b'"\xff"'), id="no UTF-8"),
+        pytest.param(event(openai("b")).replace(b"16855", b"016855"), id="no JSON number"),
+        pytest.param(b"", id="nothing"),
+    ],
+)
+def test_what_does_not_fit_is_for_the_decoder(other: bytes) -> None:
+    """Whatever differs in more than its values."""
+    assert shape(openai("a")).said(other) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(event({"choices": []}), id="no choice"),
+        pytest.param(frames.chunk([{"delta": {"role": "assistant"}, "index": 0}]), id="no text"),
+        pytest.param(b": \n" + event(openai("a")), id="a comment before it"),
+        pytest.param(event(openai("a")).replace(b",", b",\ndata: ", 1), id="two lines"),
+        pytest.param(event(openai("a", noise="x" * MAX_BYTES)), id="too long"),
+        pytest.param(b"data: [DONE]\n\n", id="the end"),
+    ],
+)
+def test_other_events_have_no_shape(raw: bytes) -> None:
+    """Only the commonest frame has."""
+    assert shape_of(raw) is None
+
+
+@pytest.mark.parametrize(
+    "raw", [event(openai("a")).replace(b"data: ", b"data:"), b"data: " + json.dumps(openai("a")).encode() + b"\n\n"]
+)
+def test_spaces_are_part_of_a_shape(raw: bytes) -> None:
+    """After the field's name, and where JSON has them."""
+    fitting = shape_of(raw)
+    assert fitting is not None
+    assert (0, "a") == fitting.said(raw)
+    reads_the_same(fitting, raw)
+
+
+def test_streams_of_one_server_share_a_pattern() -> None:
+    """It is compiled once."""
+    assert shape(openai("a", number=1)).match is shape(openai("b", number=2, noise="y")).match
