@@ -7,6 +7,7 @@ the metrics) runs in a task of the app, so that a client that leaves cannot canc
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ from relay.http import SERVER, new_id, read_body
 from relay.log import Logger
 from relay.metrics import Metrics, RequestRecord
 from relay.pure.request import ChatRequest, InvalidRequest
+from relay.pure.shape import Shapes
 from relay.upstream import Answer, Upstreams
 from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Writer, error_response
 
@@ -78,6 +80,7 @@ class App:
         self._metrics = metrics
         self._log = log
         self._outbox = Outbox(asyncio.get_running_loop())
+        self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -190,8 +193,10 @@ class App:
             writer.status, writer.headers = answered.status, answered.headers
             reply.delivery = Replay(ex, sink, answered)
         elif reply.answer is not None:
-            make = StreamDelivery if stream else WholeDelivery
-            reply.delivery = make(ex, sink, reply.answer.body)
+            body, name = reply.answer.body, reply.answer.upstream.name
+            reply.delivery = (
+                StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
+            )
         reply.read_at = reply.wrote_at = ex.loop.time()
         if reply.delivery is not None:
             reply.delivery.start()

@@ -129,6 +129,7 @@ class PushProtocol(ResponseHandler):
     size not written in the shortest way.
     """
 
+    used = False  # it has served a request
     relay: _Relay | None = None  # of the body that is pushed
     on_chunk: Callable[[bytes], None] | None = None  # its consumer's, while the parser stands between two chunks
 
@@ -191,10 +192,13 @@ class _DrainingBody(ABC):
         if self._reader.is_eof():
             self._response.release()
         else:
-            loop = asyncio.get_running_loop()
-            giving_up = loop.call_later(DRAIN_S, self.close)
+            asyncio.get_running_loop().call_soon(self._drain)  # when this read is through, the end may have come
+
+    def _drain(self) -> None:
+        if not self._reader.is_eof() and self._reader.exception() is None:
+            giving_up = asyncio.get_running_loop().call_later(DRAIN_S, self.close)
             self._reader.on_eof(giving_up.cancel)
-            loop.call_soon(self.resume)  # the end cannot come to a body that is held for a slow client
+            self.resume()  # the end cannot come to a body that is held for a slow client
 
     @abstractmethod
     def resume(self) -> None:

@@ -149,7 +149,7 @@ def _ignored(chunk: Chunk) -> None:
 class _Layer:
     """A plugin's sink as its neighbours see it: ends once, never raises."""
 
-    __slots__ = ("_below", "_broken", "_ended", "_ex", "_link", "_named", "_sink")
+    __slots__ = ("_below", "_broken", "_deaf", "_ended", "_ex", "_link", "_named", "_sink")
 
     def __init__(
         self,
@@ -165,10 +165,11 @@ class _Layer:
         self._below = below
         self._named = named
         self._ended = False
+        self._deaf = False  # it has ended, or failed
         self._broken: PluginError | None = None
 
     def feed(self, chunk: Chunk) -> None:
-        if self._ended or self._broken:
+        if self._deaf:
             return
         try:
             self._sink.feed(chunk)
@@ -178,7 +179,7 @@ class _Layer:
     def end(self, outcome: Outcome) -> None:
         if self._ended:
             return
-        self._ended = True
+        self._ended = self._deaf = True
         if self._broken is not None:
             self._end_below(outcome, self._broken)
         try:
@@ -188,6 +189,7 @@ class _Layer:
                 self._end_below(outcome, self._fail("end", cause))
 
     def _fail(self, hook: str, cause: Exception) -> PluginError:
+        self._deaf = True
         self._broken = self._named(self._link, hook, cause)
         self._ex.stop(Outcome("internal_error", self._broken))
         return self._broken

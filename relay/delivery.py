@@ -19,8 +19,8 @@ from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.openai import DONE, Chunk
-from relay.pure.shape import Shape, shape_of
+from relay.pure.openai import DONE, Chunk, PlainChunk
+from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
 from relay.pure.surfaces import IndexUnclearError, read
 
@@ -116,13 +116,15 @@ class Delivery(ABC):
 class StreamDelivery(Delivery):
     """An event stream."""
 
-    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape")
+    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape", "_shapes")
 
-    def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
+    def __init__(self, ex: Exchange, sink: Sink, body: Body, shapes: Shapes | None = None) -> None:
+        """`shapes` is what earlier streams of this upstream have shown of its frames."""
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
         self._finished: set[int] = set()  # indexes of choices that have a finish_reason
-        self._shape: Shape | None = None  # of its commonest frame
+        self._shapes = shapes or Shapes()
+        self._shape = self._shapes.newest  # of its commonest frame
         self._ready: Shape | None = None  # the same, while nothing of another event has come
         self._lessons = MAX_LESSONS
 
@@ -132,7 +134,7 @@ class StreamDelivery(Delivery):
             said = shape.said(data)
             if said is not None:
                 self.reads += 1
-                self._sink.feed(Chunk(data, data[shape.payload], True, "", said))
+                self._sink.feed(PlainChunk(data, said))
                 return
         super().on_data(data)
 
@@ -173,7 +175,7 @@ class StreamDelivery(Delivery):
     def _learn(self, raw: bytes) -> None:
         shape = shape_of(raw)
         if shape is not None:
-            self._shape = shape
+            self._shape = self._shapes.newest = shape
             self._lessons -= 1
 
     def _look(self, chunk: Chunk) -> None:

@@ -131,11 +131,13 @@ class Gate:
         guard.feed(chunk, self._now())
         if guard.over or guard.remote:
             self._act()
-        elif guard.released:
+            return
+        released = guard.released
+        if released:
             feed = self._sink.feed
-            for released in guard.released:
-                feed(released)
-            guard.released.clear()
+            for each in released:
+                feed(each)
+            released.clear()
 
     def end(self, outcome: Outcome) -> None:
         self._outcome = outcome

@@ -7,7 +7,7 @@ log. `Listener` takes that place: the same statuses, our shape, nothing echoed.
 from __future__ import annotations
 
 import asyncio
-import uuid
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -61,7 +61,7 @@ class _Connection(RequestHandler):
 
 def new_id() -> str:
     """A request id: 32 hexadecimal digits, never one that a client chose."""
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"
 
 
 async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: float) -> bytes:
@@ -74,6 +74,11 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
+    if request.content.is_eof():  # it has come with the head
+        body: bytes = request.content.read_nowait()
+        if len(body) > max_bytes:
+            raise too_large
+        return body
     parts: list[bytes] = []
     size = 0
     try:

@@ -360,7 +360,8 @@ class Metrics:
         """A moderated request has ended; once per request."""
         amounts = (tally.came, tally.checked, tally.released, tally.withheld, tally.blocked)
         for state, amount in zip(CHARACTERS, amounts, strict=True):
-            self._characters[(state,)].inc(amount)
+            if amount:
+                self._characters[(state,)].inc(amount)
         for reason, amount in tally.unverified.items():
             self._unverified[(_within(reason, UNVERIFIED),)].inc(amount)
         for (moderator, outcome), amount in tally.checks.items():

@@ -132,7 +132,7 @@ async def serve(
         # come for every 700 objects: held frames are that many at 100 streams, and none of them is a cycle.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
+        gc.set_threshold(100_000, 20, 20)
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
         await stop.wait()

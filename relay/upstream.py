@@ -13,18 +13,19 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Final
 from weakref import WeakSet
 
 import aiohttp
 import orjson
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
+from yarl import URL
 
-from relay.body import Body, PushConnector
+from relay.body import Body, PushConnector, PushProtocol
 from relay.config import ANY_MODEL, Upstream
 from relay.errors import Reject, RelayError, UpstreamError, unsupported_model, upstream_malformed
 from relay.exchange import Exchange
@@ -69,6 +70,7 @@ class Upstreams:
             for upstream in self._upstreams
             for model in upstream.model_map
         }
+        self._doors = {upstream.name: _door(upstream) for upstream in self._upstreams}
         self._random = random.Random()  # noqa: S311 - it spreads load
         self._session: aiohttp.ClientSession | None = None
         self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
@@ -82,7 +84,7 @@ class Upstreams:
             read_bufsize=READ_BUFFER_BYTES,
             skip_auto_headers=[hdrs.USER_AGENT],
             trust_env=False,
-            trace_configs=[_reuse_traced()],
+            response_class=_Response,
         )
         return self
 
@@ -131,33 +133,21 @@ class Upstreams:
         if self._session is None:
             raise RuntimeError("Upstreams is entered with `async with`")
         request = ex.request
-        models = upstream.model_map
-        headers = {
-            hdrs.CONTENT_TYPE: "application/json",
-            hdrs.ACCEPT: "text/event-stream" if request.stream else "application/json",
-            hdrs.ACCEPT_ENCODING: "identity",
-            "x-request-id": ex.id,
-        }
-        if upstream.api_key is not None:
-            headers[hdrs.AUTHORIZATION] = f"Bearer {upstream.api_key.reveal()}"
+        door = self._doors[upstream.name]
         asked_at = ex.loop.time()
-        connection = _Connection()
         try:
             async with asyncio.timeout(upstream.first_byte_timeout_s):
                 response = await self._session.post(
-                    upstream.base_url + "/chat/completions",
-                    data=request.encode(model=models.get(request.model)),
-                    headers=headers,
+                    door.url,
+                    data=request.encode(model=upstream.model_map.get(request.model)),
+                    headers={**(door.stream if request.stream else door.whole), "x-request-id": ex.id},
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=upstream.connect_timeout_s),
-                    trace_request_ctx=connection,
+                    timeout=door.timeout,
                 )
         except asyncio.CancelledError:
             self._metrics.upstream_request(upstream.name, "cancelled")
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            if connection.reused and _is_closed(cause):
-                raise _StaleError from None
             raise self._unanswered(upstream, cause) from cause
         try:
             if response.status == 200:
@@ -239,24 +229,42 @@ class Upstreams:
         return UpstreamError("The model server failed. Ask again later.", code="upstream_error", kind="status")
 
 
-@dataclass(slots=True)
-class _Connection:
-    """What a request has learnt of its connection."""
+@dataclass(frozen=True, slots=True, repr=False)
+class _Door:
+    """What every request to an upstream has in common, and one that is streamed, or is not."""
 
-    reused: bool = False
+    url: URL
+    timeout: aiohttp.ClientTimeout
+    stream: Mapping[str, str]
+    whole: Mapping[str, str]
 
 
-def _reuse_traced() -> aiohttp.TraceConfig:
-    """Tells each request whether its connection came from the pool."""
+def _door(upstream: Upstream) -> _Door:
+    headers: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json", hdrs.ACCEPT_ENCODING: "identity"}
+    if upstream.api_key is not None:
+        headers[hdrs.AUTHORIZATION] = f"Bearer {upstream.api_key.reveal()}"
+    return _Door(
+        URL(upstream.base_url + "/chat/completions"),
+        aiohttp.ClientTimeout(total=None, connect=upstream.connect_timeout_s),
+        {**headers, hdrs.ACCEPT: "text/event-stream"},
+        {**headers, hdrs.ACCEPT: "application/json"},
+    )
 
-    async def reused(
-        session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
-    ) -> None:
-        context.trace_request_ctx.reused = True
 
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
+class _Response(aiohttp.ClientResponse):
+    """A reply whose connection may have come from the pool, and been closed there."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol = connection.protocol
+        used = isinstance(protocol, PushProtocol) and protocol.used
+        if isinstance(protocol, PushProtocol):
+            protocol.used = True
+        try:
+            return await super().start(connection)
+        except (aiohttp.ClientError, OSError) as cause:
+            if used and _is_closed(cause):
+                raise _StaleError from None
+            raise
 
 
 def _is_closed(cause: BaseException) -> bool:

@@ -84,12 +84,12 @@ class StreamWriter:
     # The sink
 
     def feed(self, chunk: Chunk) -> None:
-        if self.outcome is not None:
-            return
-        self.chunks += 1
-        if not self._pending:
-            self._outbox.add(self)
-        self._pending.append(chunk.raw)
+        if self.outcome is None:
+            self.chunks += 1
+            pending = self._pending
+            if not pending:
+                self._outbox.add(self)
+            pending.append(chunk.raw)
 
     def end(self, outcome: Outcome) -> None:
         if self.outcome is not None:
@@ -165,7 +165,7 @@ class StreamWriter:
             self._ex.resume(self)
             if self.outcome is None:
                 await self._woken()
-        await _taken(response.write_eof(), transport, self._stall_timeout_s)
+        await _ended(response, transport, self._stall_timeout_s)
         return response
 
 
@@ -221,7 +221,7 @@ class WholeWriter:
         for start in range(0, len(self._body), HIGH_WATER_BYTES):
             piece = self._body[start : start + HIGH_WATER_BYTES]
             await _taken(response.write(piece), transport, self._stall_timeout_s)
-        await _taken(response.write_eof(), transport, self._stall_timeout_s)
+        await _ended(response, transport, self._stall_timeout_s)
         return response
 
 
@@ -248,6 +248,14 @@ async def _taken(writing: Awaitable[None], transport: asyncio.Transport, timeout
     except TimeoutError:
         transport.abort()
         raise ClientStalled from None
+
+
+async def _ended(response: web.StreamResponse, transport: asyncio.Transport, timeout_s: float) -> None:
+    """Write the end. Raises ClientStalled as `_taken` does."""
+    if transport.get_write_buffer_size():
+        await _taken(response.write_eof(), transport, timeout_s)
+    else:
+        await response.write_eof()  # a few bytes into an empty buffer: there is nothing to wait for
 
 
 def error_response(error: RelayError, headers: Mapping[str, str]) -> web.Response:

@@ -678,6 +678,9 @@ class SlowBody:
     def __init__(self, data: bytes) -> None:
         self._parts = [data, b""]
 
+    def is_eof(self) -> bool:
+        return not self._parts
+
     async def readany(self) -> bytes:
         await asyncio.sleep(0)
         return self._parts.pop(0)

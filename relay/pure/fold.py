@@ -16,7 +16,6 @@ loading, its use, and the way back from a position in the copy to one in the tex
 """
 
 import re
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -41,7 +40,7 @@ _ASCII_NOTHING: Final = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
 
 # Models speak in tokens of a few characters, and in the same ones again and again: their copies are remembered.
 TOKEN_CHARS: Final = 8
-TOKENS: Final = 16_384
+TOKENS: Final = 32_768
 
 # Outside these characters a copy may be empty or long; each of these has a copy of exactly one character.
 _UNEVEN: Final = re.compile("[^\t\n\r -~–—‘-‟、-〩ぁ-んァ-ヾ一-鿿！-～]")
@@ -68,11 +67,6 @@ def _load() -> tuple[dict[int, int | str], frozenset[str]]:
 _COPIES, NOTHING = _load()
 
 
-def fold(text: str) -> str:
-    """The canonical copy of `text`."""
-    return _fold_token(text) if len(text) <= TOKEN_CHARS else _fold(text)
-
-
 def _fold(text: str) -> str:
     if text.isascii():
         if text.isprintable():
@@ -81,7 +75,21 @@ def _fold(text: str) -> str:
     return text.translate(_COPIES)
 
 
-_fold_token: Final = lru_cache(TOKENS)(_fold)
+class _Tokens(dict[str, str]):
+    """Texts and their copies. Short ones stay, until they are too many."""
+
+    def __missing__(self, text: str) -> str:
+        copy = _fold(text)
+        if len(text) <= TOKEN_CHARS:
+            if len(self) >= TOKENS:
+                self.clear()
+            self[text] = copy
+        return copy
+
+
+# A method written in C: a text that is remembered costs no call of Python.
+fold: Final = _Tokens().__getitem__
+"""The canonical copy of a text."""
 
 
 def trailing_nothing(text: str) -> int:

@@ -38,14 +38,12 @@ class Chunk(Event):
 
     __slots__ = ("_json", "lenient", "said")
 
-    def __init__(
-        self, raw: bytes, data: bytes, plain: bool = True, name: str = "", said: tuple[int, str] | None = None
-    ) -> None:
+    def __init__(self, raw: bytes, data: bytes, plain: bool = True, name: str = "") -> None:
         self.raw = raw
         self.data = data
         self.plain = plain
         self.name = name
-        self.said = said
+        self.said: tuple[int, str] | None = None
         self.lenient = False
         self._json: Frame | None = _UNREAD
 
@@ -78,6 +76,25 @@ class Chunk(Event):
     def body(cls, data: bytes) -> Chunk:
         """The whole body of a reply that is not streamed."""
         return cls(data, data)
+
+
+class PlainChunk(Chunk):
+    """An event of which is known what it says, and that it says nothing else: most are, so little is made of it."""
+
+    __slots__ = ()
+
+    plain = True
+    name = ""
+    lenient = False
+
+    def __init__(self, raw: bytes, said: tuple[int, str]) -> None:
+        self.raw = raw
+        self.said = said
+        self._json = _UNREAD
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        return self.raw[5:].strip()
 
 
 def _load_leniently(data: bytes) -> Any:

@@ -37,13 +37,12 @@ Match = Callable[[bytes], re.Match[bytes] | None]
 
 
 class Shape:
-    """One form of frames. `payload` is where the data stands in the bytes of an event, `index` that of the choice."""
+    """One form of frames. `index` is that of their choice."""
 
-    __slots__ = ("index", "match", "payload")
+    __slots__ = ("index", "match")
 
-    def __init__(self, match: Match, payload: slice, index: int) -> None:
+    def __init__(self, match: Match, index: int) -> None:
         self.match = match  # of a whole event; its first group is the text, in UTF-8 as it came
-        self.payload = payload
         self.index = index
 
     def said(self, raw: bytes) -> tuple[int, str] | None:
@@ -57,12 +56,20 @@ class Shape:
             return None
 
 
+class Shapes:
+    """What one server's streams have in common: their frames' shape. The newest, if it has several."""
+
+    __slots__ = ("newest",)
+
+    def __init__(self) -> None:
+        self.newest: Shape | None = None
+
+
 def shape_of(raw: bytes) -> Shape | None:
     """The shape of an event, if it is a frame of this kind. `raw` is the event as it came, of data lines only."""
     if len(raw) > MAX_BYTES or not raw.startswith(b"data:") or raw.count(b"\n") != 2:
         return None
-    payload = slice(6 if raw[5:6] == b" " else 5, -4 if raw.endswith(b"\r\n") else -2)
-    said = plain_text(raw[payload])
+    said = plain_text(raw[5:].strip())
     if said is None:
         return None
     pattern = []
@@ -81,7 +88,7 @@ def shape_of(raw: bytes) -> Shape | None:
         else:
             pattern.append(_TEXT if key == b"content" else _STRING)
     pattern.append(re.escape(raw[end:]))
-    return Shape(_compiled(b"".join(pattern)), payload, said[0])
+    return Shape(_compiled(b"".join(pattern)), said[0])
 
 
 @lru_cache(SHAPES)

@@ -52,7 +52,8 @@ class Scanner(Protocol):
 
     held: int  # how many characters at the end may be the head of a phrase
 
-    def feed(self, text: str) -> Sequence[Hit]: ...
+    def feed(self, text: str) -> Sequence[Hit]:
+        """Canonical text."""
 
     def finish(self) -> Sequence[Hit]:
         """The run has ended: what waited for a next character is decided. The surface may resume later."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from relay.pure.openai import Chunk, PlainChunk
 from relay.pure.plain import plain_text
 from relay.pure.shape import MAX_BYTES, Shape, shape_of
 from relay.pure.sse import Decoder
@@ -45,8 +46,11 @@ def reads_the_same(fitting: Shape, raw: bytes) -> None:
     decoder.feed(b"data: 1\n\n")
     [found] = decoder.feed(raw)
     assert decoder.idle
-    assert (raw, raw[fitting.payload], True, "") == (found.raw, found.data, found.plain, found.name)
+    chunk = PlainChunk(raw, said)
+    assert (found.raw, found.data.strip(), found.plain, found.name) == (raw, chunk.data, chunk.plain, chunk.name)
     assert said == plain_text(found.data)
+    assert Chunk(raw, found.data).json == chunk.json
+    assert not chunk.lenient
 
 
 texts = st.text(min_size=1, max_size=6)

@@ -12,7 +12,6 @@ the end of the text, so such a phrase is held back whole until then. A Han chara
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from ahocorasick_rs import AhoCorasick, Implementation
 
@@ -25,7 +24,10 @@ _FIRST_JOINED = "\u0590"
 
 # Models speak in tokens, and in the same ones again and again: how a tail and the next token go on is remembered.
 STEP_CHARS = 16
-STEPS = 16_384
+STEPS = 32_768
+
+Step = tuple[str, int, int, str]
+"""The tail of a text that may begin a phrase, its length, the length before it and the last character there."""
 
 
 def _in_word(char: str) -> bool:
@@ -60,14 +62,13 @@ class Phrases:
             for length in range(1, len(phrase) + waits)
         )
 
-        self.step = lru_cache(STEPS)(self._step)
+        self.step = _Steps(self).__getitem__  # written in C, for what is remembered
 
-    def _step(self, text: str) -> tuple[str, int, int, str] | None:
-        """`split(text)` if no phrase stands in it."""
-        return None if self._automaton.find_matches_as_indexes(text, overlapping=True) else self.split(text)
+    def quiet(self, text: str) -> bool:
+        """Whether no phrase stands in `text`, not even inside a word."""
+        return not self._automaton.find_matches_as_indexes(text, overlapping=True)
 
-    def split(self, text: str) -> tuple[str, int, int, str]:
-        """The tail of `text` that may begin a phrase, its length, the length before it and the last character there."""
+    def split(self, text: str) -> Step:
         length = len(text)
         for start in range(max(0, length - self.longest), length):
             if text[start:] in self.heads:
@@ -103,6 +104,22 @@ class Phrases:
         return found
 
 
+class _Steps(dict[str, Step | None]):
+    """`split(text)` by text, None where a phrase stands in it. What is short stays, until it is too many."""
+
+    def __init__(self, phrases: Phrases) -> None:
+        super().__init__()
+        self._phrases = phrases
+
+    def __missing__(self, text: str) -> Step | None:
+        step = self._phrases.split(text) if self._phrases.quiet(text) else None
+        if len(text) <= STEP_CHARS:
+            if len(self) >= STEPS:
+                self.clear()
+            self[text] = step
+        return step
+
+
 class PhraseScanner:
     """Reads one text as it comes. Positions are counted from its beginning."""
 
@@ -123,7 +140,7 @@ class PhraseScanner:
         tail = self._tail
         text = tail + text
         hits: Sequence[Hit] = ()
-        step = self._step(text) if len(text) <= STEP_CHARS else None
+        step = self._step(text)
         if step is None:
             phrases = self._phrases
             hits = self._placed(phrases.hits(text, self._before, None, len(tail), waited=not self._decided))
