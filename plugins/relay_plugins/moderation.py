@@ -156,12 +156,10 @@ class Moderation(Plugin):
 
     async def _check_text(self, ex: Exchange, place: str, text: str, tally: ModerationTally) -> None:
         """Raises Reject if the text may not go on."""
-        copies = []
-        for start in range(0, len(text), SLICE_CHARS):
-            copies.append(fold(text[start : start + SLICE_CHARS]))
-            if start:
-                await asyncio.sleep(0)
-        copy = "".join(copies)
+        copy = fold(text[:SLICE_CHARS])
+        for start in range(SLICE_CHARS, len(text), SLICE_CHARS):
+            await asyncio.sleep(0)
+            copy += fold(text[start : start + SLICE_CHARS])
         tally.checked += len(copy)
         for moderator in self._scanning:
             for hit in moderator.find(copy):

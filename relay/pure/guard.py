@@ -233,9 +233,11 @@ class Guard:
         """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
         self._unfold()
         choice = self._choices.get(index)
-        if choice is None or choice.state is not State.LIVE or len(choice.runs) != 1 or not self._policy.hold:
+        if choice is None or choice.state is not State.LIVE or not self._policy.hold:
             return None
-        run = choice.runs.get("content")
+        if not choice.runs and len(choice.scanners) < MAX_SURFACES:
+            self._open(choice, "content")
+        run = choice.runs.get("content") if len(choice.runs) == 1 else None
         if run is None or not run.plain or not all(held.says_only(choice, run) for held in self._queue):
             return None
         self._lane = lane = Lane(choice, run, self._room)
