@@ -134,7 +134,10 @@ class StreamDelivery(Delivery):
             said = shape.said(data)
             if said is not None:
                 self.reads += 1
-                self._sink.feed(PlainChunk(data, said))
+                try:
+                    self._sink.feed(PlainChunk(data, said))
+                except Exception:  # noqa: BLE001 - as in the long way
+                    self._ex.stop(Outcome("internal_error", InternalError()))
                 return
         super().on_data(data)
 

@@ -40,7 +40,7 @@ _ASCII_NOTHING: Final = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
 
 # Models speak in tokens of a few characters, and in the same ones again and again: their copies are remembered.
 TOKEN_CHARS: Final = 8
-TOKENS: Final = 32_768
+TOKENS: Final = 16_384
 
 # Outside these characters a copy may be empty or long; each of these has a copy of exactly one character.
 _UNEVEN: Final = re.compile("[^\t\n\r -~–—‘-‟、-〩ぁ-んァ-ヾ一-鿿！-～]")

@@ -26,8 +26,8 @@ SHAPES: Final = 256
 # A frame without its text; more than this is none of a stream's commonest.
 MAX_BYTES: Final = 2048
 
-# Whatever is no escape stands between quotes. A string is a key if a colon follows it.
-_PARTS: Final = re.compile(rb'"([^"\\]*+)"(\s*:)?|\d+')
+# The strings of JSON text without escapes, those that are keys with their colon; and all other values.
+_PARTS: Final = re.compile(rb'"([^"\\]*+)"(\s*:)?|[-+.\w]+')
 # Possessive: no hole gives back what it took, so a match takes one look at each byte.
 _TEXT: Final = rb'"([^"\\\x00-\x1f]++)"'
 _STRING: Final = rb'"[ !#-\[\]-~]*+"'
@@ -67,26 +67,22 @@ class Shapes:
 
 def shape_of(raw: bytes) -> Shape | None:
     """The shape of an event, if it is a frame of this kind. `raw` is the event as it came, of data lines only."""
-    if len(raw) > MAX_BYTES or not raw.startswith(b"data:") or raw.count(b"\n") != 2:
+    said = plain_text(raw[5:].strip())  # of another event this is no JSON
+    if said is None or len(raw) > MAX_BYTES:
         return None
-    said = plain_text(raw[5:].strip())
-    if said is None:
-        return None
-    pattern = []
+    pattern: list[bytes] = []
     end = 0
     key = b""
     for part in _PARTS.finditer(raw):
-        pattern.append(re.escape(raw[end : part.start()]))
-        end = part.end()
+        value = re.escape(part[0])
         if part[2] is not None:
             key = part[1]
-            pattern.append(re.escape(part[0]))
-        elif part[1] is None:
-            pattern.append(
-                _NUMBER if key != b"index" and raw[part.start() - 1 : part.start()] in b": " else re.escape(part[0])
-            )
-        else:
-            pattern.append(_TEXT if key == b"content" else _STRING)
+        elif part[1] is not None:
+            value = _TEXT if key == b"content" else _STRING
+        elif part[0].isdigit() and key != b"index":
+            value = _NUMBER
+        pattern += re.escape(raw[end : part.start()]), value
+        end = part.end()
     pattern.append(re.escape(raw[end:]))
     return Shape(_compiled(b"".join(pattern)), said[0])
 

@@ -183,3 +183,14 @@ def test_spaces_are_part_of_a_shape(raw: bytes) -> None:
 def test_streams_of_one_server_share_a_pattern() -> None:
     """It is compiled once."""
     assert shape(openai("a", number=1)).match is shape(openai("b", number=2, noise="y")).match
+
+
+@pytest.mark.parametrize("number", ["-3", "0.5", "1e5", "1E+5", "-0.25"])
+def test_only_whole_numbers_leave_a_hole(number: str) -> None:
+    """Others are compared: what has too many digits behind an `e` is no number to some readers."""
+    raw = event(openai("a")).replace(b'"usage":null', b'"usage":' + number.encode())
+    fitting = shape_of(raw)
+    assert fitting is not None
+    assert (0, "a") == fitting.said(raw)
+    for other in ("-4", "0.6", "1e400", "1E+400", "-0.26", "5"):
+        assert fitting.said(raw.replace(number.encode(), other.encode())) is None

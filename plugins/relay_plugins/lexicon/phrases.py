@@ -24,7 +24,7 @@ _FIRST_JOINED = "\u0590"
 
 # Models speak in tokens, and in the same ones again and again: how a tail and the next token go on is remembered.
 STEP_CHARS = 16
-STEPS = 32_768
+STEPS = 16_384
 
 Step = tuple[str, int, int, str]
 """The tail of a text that may begin a phrase, its length, the length before it and the last character there."""
