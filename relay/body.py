@@ -35,7 +35,7 @@ from aiohttp.streams import StreamReader
 DRAIN_S = 1.0
 
 # The sizes of HTTP chunks as servers write them. Longer chunks are rare and worth their parsing.
-_SIZES: Final = {form % size: size + 2 for size in range(1, 2048) for form in (b"%x\r\n", b"%X\r\n")}
+_SIZES: Final = {form % size: size + 2 for size in range(1, 2048) for form in (b"%x", b"%X")}
 
 
 class Consumer(Protocol):
@@ -136,9 +136,9 @@ class PushProtocol(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         on_chunk = self.on_chunk
         if on_chunk is not None:
-            start = data.find(b"\r\n") + 2
-            if _SIZES.get(data[:start]) == len(data) - start and data.endswith(b"\r\n"):
-                on_chunk(data[start:-2])
+            size, _, rest = data.partition(b"\r\n")
+            if _SIZES.get(size) == len(rest) and rest.endswith(b"\r\n"):
+                on_chunk(rest[:-2])
                 return
             self.on_chunk = None
         super().data_received(data)

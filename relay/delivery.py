@@ -22,7 +22,7 @@ from relay.plugin import Reply, Sink
 from relay.pure.openai import DONE, Chunk, PlainChunk
 from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
-from relay.pure.surfaces import IndexUnclearError, read
+from relay.pure.surfaces import IndexUnclearError, finished
 
 # A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
@@ -190,7 +190,7 @@ class StreamDelivery(Delivery):
             self._fail(_reported())
             return
         try:
-            self._finished.update(part.index for part in read(frame).choices if part.finished)
+            self._finished.update(finished(frame))
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
 

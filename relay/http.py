@@ -68,16 +68,15 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
     """The body of a request, bounded in size and time. Raises Reject."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise Reject("Send the body uncompressed.", code="unsupported_media_type", status=415)
-    too_large = Reject(f"The body is larger than {max_bytes:,} bytes.", code="request_too_large", status=413)
     if (request.content_length or 0) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     if request.content.is_eof():  # it has come with the head
         body: bytes = request.content.read_nowait()
         if len(body) > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         return body
     parts: list[bytes] = []
     size = 0
@@ -86,10 +85,14 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
             while part := await request.content.readany():
                 size += len(part)
                 if size > max_bytes:
-                    raise too_large
+                    raise _too_large(max_bytes)
                 parts.append(part)
     except TimeoutError:
         raise Reject(
             f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408
         ) from None
     return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> Reject:
+    return Reject(f"The body is larger than {max_bytes:,} bytes.", code="request_too_large", status=413)

@@ -237,7 +237,7 @@ _GEN_AI_OPERATIONS = frozenset({"chat"})
 _CLEAN = frozenset({"completed", "filtered"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RequestRecord:
     """One request that has ended. Times are seconds since its arrival; None: it did not come so far."""
 

@@ -111,16 +111,21 @@ class Lane:
         """
         run, frames = self.run, self._frames
         found = run.extend(text, now)
-        self.came += len(text)
+        said = len(text)
+        self.came += said
         if not found and run.evasion is None:
-            if frames and frames[0][1] <= run.horizon:
+            horizon, need = run.horizon, run.needs
+            if frames and frames[0][1] <= horizon:
                 self._release(now, released)
-            if not frames and run.needs <= run.horizon:
+            if need <= horizon and not frames:
                 released.append(chunk)
                 return None
-        frames.append((chunk, run.needs, len(text), now))
+            frames.append((chunk, need, said, now))
+            self.bytes += len(chunk.raw)
+            return None if self.bytes <= self._room else ()
+        frames.append((chunk, run.needs, said, now))
         self.bytes += len(chunk.raw)
-        return found if found or run.evasion is not None or self.bytes > self._room else None
+        return found
 
     def _release(self, now: float, released: list[Chunk]) -> None:
         frames, horizon = self._frames, self.run.horizon

@@ -14,6 +14,7 @@ The known fields were collected from recorded streams of some thirty servers; `t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final
 
@@ -148,6 +149,18 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
     return reading
 
 
+def finished(frame: Frame) -> Iterator[int]:
+    """The choices that a frame ends, by their index. Raises IndexUnclearError."""
+    choices = frame.get("choices")
+    for position, choice in enumerate(choices if type(choices) is list else ()):
+        if type(choice) is dict and _is_finished(choice):
+            yield index_of(choice, position)
+
+
+def _is_finished(choice: Frame) -> bool:
+    return choice.get("finish_reason") not in _UNFINISHED
+
+
 def _step(name: str) -> str:
     """A name in a path: `{"a.b": …}` and `{"a": {"b": …}}` are two texts."""
     return name.replace(".", "\\.") if "." in name else name
@@ -181,8 +194,7 @@ class _Reader:
                     texts.append(("text", Kind.PLAIN, value))
             else:
                 self.walk(choice, key, value, _step(key), texts)
-        finished = choice.get("finish_reason") not in _UNFINISHED
-        self.reading.choices.append(ChoiceReading(index_of(choice, position), texts, finished))
+        self.reading.choices.append(ChoiceReading(index_of(choice, position), texts, _is_finished(choice)))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
         self.reading.keys += len(message)
