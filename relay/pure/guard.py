@@ -159,13 +159,13 @@ class Guard:
                     self._produced += tokens.estimate(text)
                 found = lane.say(chunk, text, now, self.released)
                 if found is not None:
-                    self._unfold()
+                    self._close_lane()
                     self._hits(lane.choice, lane.run, found)
                     self._violations()
                 if found is not None or self._uncut:
                     self._move(now)
                 return
-        self._unfold()
+        self._close_lane()
         self._take(chunk, now)
 
     def _take(self, chunk: Chunk, now: float) -> None:
@@ -231,29 +231,29 @@ class Guard:
 
     def _open_lane(self, index: int) -> Lane | None:
         """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
-        self._unfold()
+        self._close_lane()
         choice = self._choices.get(index)
         if choice is None or choice.state is not State.LIVE or not self._policy.hold:
             return None
         if not choice.runs and len(choice.scanners) < MAX_SURFACES:
             self._open(choice, "content")
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
-        if run is None or not run.plain or not all(held.says_only(choice, run) for held in self._queue):
+        if run is None or not run.plain or not all(held.says_only(run) for held in self._queue):
             return None
         self._lane = lane = Lane(choice, run, self._room)
         for held in self._queue:
-            lane.fold(held)
+            lane.take(held)
             self.tally.came -= held.chars[0]
         self._queue.clear()
         self._held = 0
         return lane
 
-    def _unfold(self) -> None:
+    def _close_lane(self) -> None:
         """Put the frames of the lane where they can be treated one by one; what follows is of another kind."""
         lane, self._lane = self._lane, None
         if lane is None:
             return
-        self._queue.extend(lane.unfold())
+        self._queue.extend(lane.held())
         self._held += lane.bytes
         left = lane.came - sum(held.chars[0] for held in self._queue)
         lane.choice.started = lane.choice.started or left > 0
@@ -295,7 +295,7 @@ class Guard:
         if self._ending:
             return
         self._ending = True
-        self._unfold()
+        self._close_lane()
         for choice in self._choices.values():
             self._end_runs(choice, now)
         if self._found:
@@ -499,7 +499,7 @@ class Guard:
         return self._loose if index is None else self._choices[index]
 
     def _answered(self) -> None:
-        self._unfold()
+        self._close_lane()
         self.in_flight -= 1
         self._room = self._policy.held_bytes
 
@@ -589,7 +589,7 @@ class Guard:
         self._wants_usage = False
 
     def _drop_queue(self) -> None:
-        self._unfold()
+        self._close_lane()
         self._held = 0
         self._queue.clear()
         self._uncut.clear()

@@ -75,9 +75,9 @@ class Held:
         """Whether text of this choice keeps it."""
         return any(run.choice == choice.index and run.horizon < need for run, need in self.waits)
 
-    def says_only(self, choice: Choice, run: Run) -> bool:
+    def says_only(self, run: Run) -> bool:
         """Whether it is a frame with text of this run, and of nothing else."""
-        return len(self.waits) == 1 and self.waits[0][0] is run and self.choices == (choice,) and len(self.chars) == 1
+        return len(self.waits) == 1 and self.waits[0][0] is run and len(self.chars) == 1
 
     def drop(self, choice: Choice) -> None:
         self.dropped |= {entry for entry, other in enumerate(self.choices) if other is choice}
@@ -135,7 +135,7 @@ class Lane:
             self.bytes -= len(chunk.raw)
             released.append(chunk)
 
-    def fold(self, held: Held) -> None:
+    def take(self, held: Held) -> None:
         """Take a frame that waits for more of the run, and for nothing else."""
         [(_, need)] = held.waits
         [said] = held.chars
@@ -143,7 +143,7 @@ class Lane:
         self.bytes += held.size
         self._frames.append((held.chunk, need, said, held.since))
 
-    def unfold(self) -> Iterator[Held]:
+    def held(self) -> Iterator[Held]:
         """The frames that wait."""
         for chunk, need, said, since in self._frames:
             held = Held(chunk, (self.choice,), (said,), since)

@@ -30,10 +30,16 @@ class Plodding(Guard):
 
 
 TEXTS = ["敏", "感", "词", "好", "你敏", "感好", "好的", " a", "s ", "x", "a", "\u0301", "敏\u200b"]
+ESCAPED = frames.text("敏").replace("敏".encode(), b"\\u654f")
 ODD = [
     frames.text("x", id="x" * 300),
     frames.text("\u200b" * 40),
     frames.text("x").replace(b'"x"', b'"\\ud83d"'),
+    ESCAPED,
+    ESCAPED,
+    frames.chunk([{"delta": {"content": "敏"}, "index": 0}, {"delta": {"role": "assistant"}, "index": 1}]),
+    frames.chunk([{"delta": {"content": "敏", "reasoning_content": ""}, "index": 0}]),
+    frames.chunk([{"delta": {"content": "敏"}, "index": 0}, {"delta": {"content": "感"}, "index": 0}]),
     frames.text("敏", index=1),
     frames.role(),
     frames.role(index=1),
@@ -150,6 +156,20 @@ def test_the_lane_is_taken() -> None:
         guard.feed(chunk, 9.0)
     assert guard._lane is None  # a frame of another kind waited
     assert not guard._queue
+
+
+def test_what_waits_already_goes_into_a_new_lane() -> None:
+    """A frame that is not of the commonest kind closes the lane; the next one that is opens another."""
+    guard = talk("敏", "x", "敏")
+    for raw in (ESCAPED, frames.text("敏")):
+        for chunk in Decoder(Chunk).feed(raw):
+            guard.feed(chunk, 5.0)
+    lane = guard._lane
+    assert lane is not None
+    assert not guard._queue
+    assert len(guard.released) == 1 + 4
+    assert [frames.text("敏")] == [held.chunk.raw for held in lane.held()]
+    assert (len("敏敏"), len(frames.text("敏"))) == (lane.came, lane.bytes)
 
 
 @pytest.mark.parametrize("pieces", [("x", "y"), ("敏", "感"), ("敏", "x")])
