@@ -167,8 +167,6 @@ class Run:
         unescaper, pairer = self._unescaper, self._pairer
         if (unescaper is not None and unescaper.pending) or (pairer is not None and pairer.pending):
             self.needs = self.end + 1
-        elif not text:
-            self.needs = self.end + bool(self._before)
         return hits
 
     @property

@@ -318,6 +318,22 @@ def test_a_run_with_scanners_alone_is_cleared_up_to_what_the_slowest_holds() -> 
     assert ALL == run.horizon
 
 
+@pytest.mark.parametrize("scanners", [1, 2])
+def test_what_is_cleared_stays_cleared_and_what_is_stopped_stays_stopped(scanners: int) -> None:
+    """Also if a scanner holds more than it has just read."""
+    scanner = Holding(1)
+    run = Run(0, "content", PATIENT, [scanner] * scanners)
+    run.append("abcd", Kind.PLAIN, 0.0)
+    assert 3 == run.horizon
+    scanner.held = 3
+    run.append("e", Kind.PLAIN, 0.0)
+    assert 3 == run.horizon
+    run.stop(3)
+    scanner.held = 0
+    run.append("f", Kind.PLAIN, 0.0)
+    assert 3 == run.horizon
+
+
 def test_scanners_and_remote_moderators_both_have_to_clear() -> None:
     """The one that has cleared less counts."""
     scanner = Holding(5)
