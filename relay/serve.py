@@ -108,7 +108,7 @@ async def serve(
     config: Config, log: Logger, *, reader: Reader = "push", on_ready: Callable[[int, int], None] | None = None
 ) -> None:
     """Serve until a signal says otherwise; `on_ready` is told the two ports in use. Raises ConfigError."""
-    _allow_many_files()
+    allow_many_files()
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
 
@@ -156,7 +156,7 @@ def _logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, An
     return handler
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """Every open reply holds two sockets."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

@@ -24,7 +24,7 @@ from aiohttp_sse_client.client import EventSource
 
 from relay.config import parse
 from relay.log import LEVELS, configure
-from relay.serve import running
+from relay.serve import allow_many_files, running
 from relay.testing import ScriptedUpstream
 
 PATIENCE_S = 10.0
@@ -34,6 +34,8 @@ UPSTREAM_KEY = "sk-canary-upstream-91d4e7a03bc65f28"
 PROMPT = "canary-prompt"
 MODEL = "gpt-3.5-turbo-1106"
 FORBIDDEN = ("forbidden fruit", "敏感词")
+
+allow_many_files()  # clients, relay and upstream are one process here, and a shell's limit may be 1,024
 
 AUTH = {"use": "auth", "keys": [{"name": "tester", "key": KEY}]}
 
