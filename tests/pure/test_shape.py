@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from relay.pure.openai import Chunk, PlainChunk
 from relay.pure.plain import plain_text
-from relay.pure.shape import MAX_BYTES, Shape, shape_of
+from relay.pure.shape import MAX_BYTES, Shape, Shapes, shape_of
 from relay.pure.sse import Decoder
 from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA
 from relay.testing import frames
@@ -194,3 +194,8 @@ def test_only_whole_numbers_leave_a_hole(number: str) -> None:
     assert (0, "a") == fitting.said(raw)
     for other in ("-4", "0.6", "1e400", "1E+400", "-0.26", "5"):
         assert fitting.said(raw.replace(number.encode(), other.encode())) is None
+
+
+def test_nothing_is_known_of_a_server_that_has_said_nothing() -> None:
+    """Its first stream shows the shape of its frames."""
+    assert Shapes().newest is None

@@ -28,6 +28,7 @@ from relay.pure.surfaces import (
     Kind,
     Reading,
     Text,
+    finished,
     index_of,
     is_opaque,
     read,
@@ -669,3 +670,26 @@ ANY = st.recursive(
 def test_no_key_is_missed(frame: Frame, whole: bool) -> None:
     """`keys` is the number of all keys at any depth, whatever the frame."""
     assert keys_of(frame) == understood(frame, whole).keys
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"choices": "x"}, id="no list"),
+        pytest.param({"choices": ["x", {"finish_reason": "stop"}]}, id="no choice"),
+        pytest.param(
+            {"choices": [{"finish_reason": None}, {"finish_reason": ""}, {"finish_reason": "null"}]}, id="none"
+        ),
+        pytest.param(
+            {"choices": [{"index": 3, "finish_reason": "stop"}, {"index": 1.0, "finish_reason": []}]}, id="two"
+        ),
+        pytest.param({"choices": [{"finish_reason": None}, {"finish_reason": "length"}]}, id="by position"),
+    ],
+)
+def test_what_ends_is_the_same_without_reading_the_rest(frame: dict[str, object]) -> None:
+    """As the whole reading of the frame has it."""
+    assert [part.index for part in read(frame).choices if part.finished] == list(finished(frame))
+    unclear = {"choices": [{"index": "1", "finish_reason": "stop"}]}
+    with pytest.raises(IndexUnclearError):
+        list(finished(unclear))
