@@ -128,20 +128,11 @@ class StreamDelivery(Delivery):
         self._ready: Shape | None = None  # the same, while nothing of another event has come
         self._lessons = MAX_LESSONS
 
-    def on_data(self, data: bytes) -> None:
-        shape = self._ready
-        if shape is not None and not self.done:
-            said = shape.said(data)
-            if said is not None:
-                self.reads += 1
-                try:
-                    self._sink.feed(PlainChunk(data, said))
-                except Exception:  # noqa: BLE001 - as in the long way
-                    self._ex.stop(Outcome("internal_error", InternalError()))
-                return
-        super().on_data(data)
-
     def _take(self, data: bytes) -> None:
+        said = self._ready.said(data) if self._ready is not None else None
+        if said is not None:
+            self._sink.feed(PlainChunk(data, said))
+            return
         try:
             chunks = self._decoder.feed(data)
         except EventTooLarge:

@@ -70,7 +70,7 @@ class Upstreams:
             for upstream in self._upstreams
             for model in upstream.model_map
         }
-        self._doors = {upstream.name: _door(upstream) for upstream in self._upstreams}
+        self._endpoints = {upstream.name: _endpoint(upstream) for upstream in self._upstreams}
         self._random = random.Random()  # noqa: S311 - it spreads load
         self._session: aiohttp.ClientSession | None = None
         self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
@@ -133,16 +133,16 @@ class Upstreams:
         if self._session is None:
             raise RuntimeError("Upstreams is entered with `async with`")
         request = ex.request
-        door = self._doors[upstream.name]
+        endpoint = self._endpoints[upstream.name]
         asked_at = ex.loop.time()
         try:
             async with asyncio.timeout(upstream.first_byte_timeout_s):
                 response = await self._session.post(
-                    door.url,
+                    endpoint.url,
                     data=request.encode(model=upstream.model_map.get(request.model)),
-                    headers={**(door.stream if request.stream else door.whole), "x-request-id": ex.id},
+                    headers={**(endpoint.stream if request.stream else endpoint.whole), "x-request-id": ex.id},
                     allow_redirects=False,
-                    timeout=door.timeout,
+                    timeout=endpoint.timeout,
                 )
         except asyncio.CancelledError:
             self._metrics.upstream_request(upstream.name, "cancelled")
@@ -230,7 +230,7 @@ class Upstreams:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class _Door:
+class _Endpoint:
     """What every request to an upstream has in common, and one that is streamed, or is not."""
 
     url: URL
@@ -239,11 +239,11 @@ class _Door:
     whole: Mapping[str, str]
 
 
-def _door(upstream: Upstream) -> _Door:
+def _endpoint(upstream: Upstream) -> _Endpoint:
     headers: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json", hdrs.ACCEPT_ENCODING: "identity"}
     if upstream.api_key is not None:
         headers[hdrs.AUTHORIZATION] = f"Bearer {upstream.api_key.reveal()}"
-    return _Door(
+    return _Endpoint(
         URL(upstream.base_url + "/chat/completions"),
         aiohttp.ClientTimeout(total=None, connect=upstream.connect_timeout_s),
         {**headers, hdrs.ACCEPT: "text/event-stream"},

@@ -66,10 +66,7 @@ class Held:
 
     @property
     def ready(self) -> bool:
-        for run, need in self.waits:  # noqa: SIM110 - this runs for every frame
-            if run.horizon < need:
-                return False
-        return True
+        return all(run.horizon >= need for run, need in self.waits)
 
     def waits_for(self, choice: Choice) -> bool:
         """Whether text of this choice keeps it."""

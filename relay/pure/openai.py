@@ -93,7 +93,7 @@ class PlainChunk(Chunk):
         self._json = _UNREAD
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:  # type: ignore[override] # read only, like all of a chunk, and seldom asked for
         return self.raw[5:].strip()
 
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.delivery import MAX_LESSONS, StreamDelivery
-from relay.plugin import Sink
 from relay.pure.openai import Chunk
 from relay.pure.plain import plain_text
 from relay.pure.shape import Shapes, shape_of
@@ -121,10 +120,10 @@ def test_a_sink_that_raises_ends_the_reply() -> None:
 
     async def run() -> None:
         ex, body = exchange(), HandBody()
-        kept: Sink = Faulty()
+        kept = Faulty()
         StreamDelivery(ex, kept, body, Shapes()).start()
         body.say(*[frames.text("a")] * 3)
-        assert "internal_error" == (await kept.ended()).kind  # type: ignore[attr-defined]
+        assert "internal_error" == (await kept.ended()).kind
         assert body.closed
 
     asyncio.run(run())
