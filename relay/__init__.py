@@ -10,12 +10,14 @@ from relay.moderator import Moderator, Verdict
 from relay.options import Table
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure.openai import Chunk
+from relay.pure.request import JsonObject
 from relay.secret import Secret
 
 __all__ = [
     "CALLER",
     "Chunk",
     "Exchange",
+    "JsonObject",
     "Key",
     "Moderator",
     "Outcome",

@@ -7,6 +7,7 @@ the metrics) runs in a task of the app, so that a client that leaves cannot canc
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -31,22 +32,31 @@ from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
 from relay.http import SERVER, new_id, read_body
 from relay.log import Logger
 from relay.metrics import Metrics, RequestRecord
+from relay.plugin import Sink
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
+from relay.routes import CHAT, ROUTES, Route
 from relay.upstream import Answer, Upstreams
+from relay.usage import UsageFilter
 from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Writer, error_response
 
 # How often open replies are looked at for silence: a coarse watch costs nothing per chunk.
 WATCH_S = 0.5
+# Of an upstream that only comments (that it is still there, that it waits itself): how many times longer it may do so than
+# be silent.
+COMMENTS = 10
 # How long sinks may hold what they have after the upstream's end: longer than any verdict takes.
 KEPT_END_S = 120.0
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
 
-ROUTES: Mapping[str, tuple[str, Operation]] = {
-    "/v1/chat/completions": (hdrs.METH_POST, "chat"),
-    "/v1/models": (hdrs.METH_GET, "models"),
-}
+# What a page may read of a reply's head.
+EXPOSED = (
+    "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    "x-ratelimit-reset-requests, x-relay-trimmed-messages"
+)
+# Names of headers, as browsers list them.
+_NAMES = re.compile(r"[a-zA-Z0-9-]{1,64}(, ?[a-zA-Z0-9-]{1,64}){0,40}")
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +76,8 @@ class Open:
     drained: bool = False
     reads: int = 0
     read_at: float = 0.0
+    said: int = 0
+    said_at: float = 0.0
     chunks: int = 0
     wrote_at: float = 0.0
 
@@ -76,6 +88,7 @@ class App:
     def __init__(self, config: Config, chain: Chain, upstreams: Upstreams, metrics: Metrics, log: Logger) -> None:
         self._server = config.server
         self._chain = chain
+        self._routes = {**ROUTES, **dict.fromkeys(chain.routes, CHAT)}
         self._upstreams = upstreams
         self._metrics = metrics
         self._log = log
@@ -93,8 +106,9 @@ class App:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
-        path = request.path
-        method, operation = ROUTES.get(path, ("", "models"))
+        path = request.rel_url.raw_path  # a path with escapes is another one
+        route = self._routes.get(path)
+        operation: Operation = route.operation if route is not None else "models"
         ex = Exchange(new_id(), operation, headers=request.headers)
         ex.reply_headers["x-request-id"] = ex.id
         ex.reply_headers[hdrs.SERVER] = SERVER
@@ -103,17 +117,17 @@ class App:
         self._idle.clear()
         try:
             ex.reply_headers.update(self._cors(request))
-            if request.method == hdrs.METH_OPTIONS and path in ROUTES:
+            if request.method == hdrs.METH_OPTIONS and route is not None:
                 ex.outcome = Outcome("completed")
-                return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{method}, OPTIONS"})
-            self._check(request, method)
+                return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{route.method}, OPTIONS"})
+            self._check(request, route)
             if operation == "models":
                 response = await self._list_models(reply)
             else:
                 body = await read_body(
                     request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
                 )
-                ex.loads(lambda: self._load(body))
+                ex.loads(lambda: self._load(path, body))
                 response = await self._chat(reply, request)
         except RelayError as error:
             response = self._refuse(reply, error)
@@ -134,10 +148,11 @@ class App:
         reply.status = response.status
         return response
 
-    def _check(self, request: web.BaseRequest, method: str) -> None:
+    def _check(self, request: web.BaseRequest, route: Route | None) -> None:
         """Raises a refusal for what is no request to us."""
-        if not method:
+        if route is None:
             raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
+        method = route.method
         if request.method != method and not (method == hdrs.METH_GET and request.method == hdrs.METH_HEAD):
             raise Reject(
                 f"Use {method} here.", code="method_not_allowed", status=405, headers={hdrs.ALLOW: f"{method}, OPTIONS"}
@@ -148,14 +163,14 @@ class App:
         if self._draining:
             raise _draining()
 
-    def _load(self, body: bytes) -> ChatRequest:
+    def _load(self, path: str, body: bytes) -> ChatRequest:
         try:
-            request = ChatRequest(body)
+            request = ChatRequest(self._chain.translate(path, body))
         except InvalidRequest as error:
             if error.code == "invalid_messages":
                 raise unsupported_messages() from None
             raise Reject(error.message, code=error.code, param=error.param) from None
-        self._upstreams.candidates(request.model)  # raises if nobody serves it
+        self._upstreams.serving(request.model)  # raises if nobody does
         return request
 
     async def _list_models(self, reply: Open) -> web.StreamResponse:
@@ -182,8 +197,10 @@ class App:
             else WholeWriter(ex, request, stall_timeout_s=stall_timeout_s)
         )
         reply.writer = writer
+        asked_by_us = reply.answer is not None and stream and reply.answer.usage_asked
+        last: Sink = UsageFilter(writer) if asked_by_us else writer
         try:
-            sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, writer)
+            sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, last)
         except BaseException:
             reply.writer = None
             if reply.answer is not None:
@@ -197,7 +214,7 @@ class App:
             reply.delivery = (
                 StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
             )
-        reply.read_at = reply.wrote_at = ex.loop.time()
+        reply.read_at = reply.said_at = reply.wrote_at = ex.loop.time()
         if reply.delivery is not None:
             reply.delivery.start()
         if not stream:
@@ -221,11 +238,13 @@ class App:
         allowed = self._server.cors_origins
         if origin is None or (origin not in allowed and allowed != ("*",)):
             return {}
+        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
         return {
             hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*" if allowed == ("*",) else origin,
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "authorization, content-type",
+            # SDKs in browsers send a dozen of their own, and those that we do not know we do not read.
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: asked if _NAMES.fullmatch(asked) else "authorization, content-type",
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, OPTIONS",
-            hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: "x-request-id, retry-after",
+            hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: EXPOSED,
             hdrs.VARY: hdrs.ORIGIN,
         }
 
@@ -251,6 +270,7 @@ class App:
             await self._chain.leave(ex, reply.entered)
             self._record(reply, ex.outcome)
         finally:
+            ex.forget()
             self._open.discard(reply)
             if not self._open:
                 self._idle.set()
@@ -263,8 +283,11 @@ class App:
         if first_byte is not None and answer is not None and delivery is not None and not isinstance(delivery, Replay):
             overhead = max(0.0, first_byte - (delivery.first_at - answer.asked_at))
         error = outcome.error
-        if answer is not None and isinstance(error, UpstreamError):
-            self._upstreams.failed(answer.upstream, error)
+        if answer is not None:
+            if isinstance(error, UpstreamError):
+                self._upstreams.failed(answer.upstream, error)
+            elif outcome.kind in ("completed", "filtered"):
+                self._upstreams.served(answer.upstream)
         refused = error is not None and first_byte is None
         loaded = ex.loaded
         self._metrics.request_ended(
@@ -309,9 +332,11 @@ class App:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(WATCH_S, self._server.keepalive_s / 2))
-            now = loop.time()
-            for reply in tuple(self._open):
-                self._look_after(reply, now)
+            self._look_after_all(loop.time())
+
+    def _look_after_all(self, now: float) -> None:
+        for reply in tuple(self._open):
+            self._look_after(reply, now)
 
     def _look_after(self, reply: Open, now: float) -> None:
         writer, delivery, answer = reply.writer, reply.delivery, reply.answer
@@ -331,9 +356,13 @@ class App:
             reply.read_at = now
             return
         delivery.look()
+        idle_timeout_s = answer.upstream.idle_timeout_s
+        said = delivery.reads - delivery.empty_reads
+        if said != reply.said or reply.ex.paused:
+            reply.said, reply.said_at = said, now
         if delivery.reads != reply.reads or reply.ex.paused:
             reply.reads, reply.read_at = delivery.reads, now
-        elif now - reply.read_at >= answer.upstream.idle_timeout_s:
+        if now - reply.read_at >= idle_timeout_s or now - reply.said_at >= COMMENTS * idle_timeout_s:
             error = UpstreamError(
                 "The model server fell silent; what was sent is all there is. Ask again.",
                 code="upstream_timeout",

@@ -31,6 +31,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import BaseTimerContext
 from aiohttp.streams import StreamReader
 
+from relay.errors import forget_frames
+
 # How long an upstream may take to end its body after `[DONE]` before its connection is given up.
 DRAIN_S = 1.0
 
@@ -258,6 +260,7 @@ class AwaitedBody(_DrainingBody):
                 await self._readable.wait()
         except Exception as error:  # noqa: BLE001 - handed on: it is the consumer's to name
             consumer.on_error(error)
+            forget_frames(error)  # the reader keeps it
         else:
             consumer.on_eof()
 

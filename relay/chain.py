@@ -15,6 +15,8 @@ from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
+from relay.pure.request import InvalidRequest
+from relay.routes import ROUTES
 
 # A plugin that has not settled its affairs by then is left behind, and named in the log.
 END_TIMEOUT_S = 5.0
@@ -45,12 +47,25 @@ class Chain:
             operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
             for operation in OPERATIONS
         }
+        self.routes = {route: link for link in self.links for route in link.plugin.routes}
         self._reads = self._named_for("on_request")
         self._streams = self._named_for("on_stream")
         self._ends = self._named_for("on_end")
 
     def _named_for(self, hook: str) -> frozenset[str]:
         return frozenset(link.name for link in self.links if link.overrides(hook))
+
+    def translate(self, path: str, body: bytes) -> bytes:
+        """The body of the chat completion that a request to `path` asks for. Raises RelayError."""
+        link = self.routes.get(path)
+        if link is None:
+            return body
+        try:
+            return link.plugin.translate(path, body)
+        except (RelayError, InvalidRequest):
+            raise
+        except Exception as cause:
+            raise self._named(link, "translate", cause) from cause
 
     async def enter(self, ex: Exchange, entered: list[Link]) -> Reply | None:
         """Take the request through the chain: an early answer, or None if the upstream is to be asked.
@@ -206,7 +221,12 @@ def _takes_part(link: Link) -> bool:
 
 def _check(links: Sequence[Link]) -> None:
     problems = []
+    routes = dict.fromkeys(ROUTES, "the relay itself")
     for position, link in enumerate(links):
+        for route in link.plugin.routes:
+            if route in routes:
+                problems.append(f"plugin {link.name!r}: {route} is served by {routes[route]}; remove one of them")
+            routes[route] = f"plugin {link.name!r}"
         problems += [f"plugin {link.name!r}: {problem}" for problem in hook_problems(type(link.plugin))]
         for key in link.plugin.needs:
             problems += _unmet(link, key, links[:position], links[position + 1 :])

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.openai import DONE, Chunk, PlainChunk
+from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable
+from relay.pure.plain import plain_text
 from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
 from relay.pure.surfaces import IndexUnclearError, finished
@@ -33,7 +34,7 @@ MAX_LESSONS: Final = 4
 class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
 
-    __slots__ = ("_body", "_ex", "_sink", "done", "first_at", "reads")
+    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_at", "reads")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         self._ex = ex
@@ -42,6 +43,7 @@ class Delivery(ABC):
         self.done = False
         self.first_at = 0.0  # when the first byte came; the loop's clock
         self.reads = 0  # how many reads there were: who watches for silence compares two looks
+        self.empty_reads = 0  # of those, how many told nothing
 
     def start(self) -> None:
         """Let it come."""
@@ -138,6 +140,8 @@ class StreamDelivery(Delivery):
         except EventTooLarge:
             self._fail(upstream_malformed())
             return
+        if not chunks:
+            self.empty_reads += 1
         self._deliver(chunks)
         self._ready = self._shape if self._decoder.idle else None
 
@@ -155,14 +159,15 @@ class StreamDelivery(Delivery):
                 else:
                     # Clients stop at whatever begins like this, so it would be the end of their stream but not of ours.
                     self._fail(upstream_malformed())
-            elif data.count(b"finish_reason") != data.count(b'finish_reason":null') or b'"error"' in data:
-                self._look(chunk)
-                if not self.done:
-                    feed(chunk)
             elif data:  # an empty event says nothing, and openai-python raises on it
-                if self._lessons and chunk.plain:
+                if chunk.plain:
+                    chunk.said = plain_text(data)
+                if chunk.said is None:
+                    self._look(chunk)
+                elif self._lessons:
                     self._learn(chunk.raw)
-                feed(chunk)
+                if not self.done:
+                    feed(chunk if not chunk.lenient else readable(chunk))
             if self.done:
                 return
 
@@ -175,13 +180,12 @@ class StreamDelivery(Delivery):
     def _look(self, chunk: Chunk) -> None:
         """A frame that may finish a choice, or the whole stream with an error."""
         frame = chunk.json
-        if frame is None:
-            return
-        if frame.get("error") and not frame.get("choices"):
-            self._fail(_reported())
+        error = upstream_malformed() if frame is None else _wrong(frame)
+        if error is not None:
+            self._fail(error)
             return
         try:
-            self._finished.update(finished(frame))
+            self._finished.update(finished(cast(Frame, frame)))
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
 
@@ -194,7 +198,7 @@ class StreamDelivery(Delivery):
                 self._look(chunk)
                 if self.done:
                     return
-                self._sink.feed(chunk)
+                self._sink.feed(readable(chunk))
         # Some servers never send [DONE]; what they said is complete when every choice has finished.
         if len(self._finished) >= self._ex.request.choices:
             self._end(Outcome("completed"))
@@ -222,13 +226,14 @@ class WholeDelivery(Delivery):
 
     def _eof(self) -> None:
         chunk = Chunk.body(b"".join(self._parts))
-        if chunk.json is None:
-            self._fail(upstream_malformed())
+        frame = chunk.json
+        error = upstream_malformed() if frame is None else _wrong(frame)
+        if error is None and cast(Frame, frame).get("choices") is None:
+            error = upstream_malformed()
+        if error is not None:
+            self._fail(error)
             return
-        if chunk.json.get("error") and not chunk.json.get("choices"):
-            self._fail(_reported())
-            return
-        self._sink.feed(chunk)
+        self._sink.feed(readable(chunk))
         self._end(Outcome("completed"))
 
 
@@ -261,6 +266,16 @@ class Replay:
         if not self.done:
             self.done = True
             asyncio.get_running_loop().call_soon(self._sink.end, outcome)
+
+
+def _wrong(frame: Frame) -> UpstreamError | None:
+    """What is wrong with a frame as a whole: it reports an error, or clients would break on it."""
+    choices = frame.get("choices")
+    if (frame.get("error") and not choices) or frame.get("object") == "error":  # vLLM's has no `error`
+        return _reported()
+    if choices is not None and (type(choices) is not list or not all(type(choice) is dict for choice in choices)):
+        return upstream_malformed()
+    return None
 
 
 def _completed(done: Chunk) -> Outcome:

@@ -56,7 +56,7 @@ class Reject(RelayError):
 
 
 class UpstreamError(RelayError):
-    """The upstream failed: the client may have been charged by it, so it is told not to retry by itself."""
+    """The upstream failed. If it may have acted, the client may have been charged, and is told not to retry by itself."""
 
     type = "upstream_error"
     default_status = 502
@@ -68,10 +68,12 @@ class UpstreamError(RelayError):
         code: str,
         status: int | None = None,
         kind: str = "error",
-        headers: Mapping[str, str] = NO_HEADERS,
+        acted: bool = True,
     ) -> None:
         """`kind` is the metric's label: connect, first_byte, idle, status, died, malformed, incomplete, error."""
-        super().__init__(message, code=code, status=status, headers={"x-should-retry": "false", **headers})
+        super().__init__(
+            message, code=code, status=status, headers={"x-should-retry": "false"} if acted else NO_HEADERS
+        )
         self.kind = kind
 
 
@@ -109,6 +111,16 @@ class PluginError(InternalError):
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} failed in {self.hook}"
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames through which an exception came, and those before it.
+
+    Where a local of such a frame holds the exception they are a circle, which keeps all that the frames hold, bodies of
+    requests included, until the collector comes; and that comes seldom.
+    """
+    while error is not None:
+        error.__traceback__, error = None, error.__context__
 
 
 def being_cancelled() -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from relay.errors import InternalError, RelayError
+from relay.errors import InternalError, RelayError, forget_frames
 from relay.pure.openai import DONE_EVENT
 from relay.pure.request import ChatRequest
 
@@ -102,6 +102,8 @@ class Exchange:
 
     id: the request id, in the reply's `x-request-id` and in every log line.
     started: the loop's clock, in seconds.
+    needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
+        many tokens it took. A client that did not ask for that does not see it.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Exchange:
         self.headers = headers
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
+        self.needs_usage = False
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
         self._load: Callable[[], ChatRequest] | None = None
@@ -226,6 +229,15 @@ class Exchange:
         self.loop.call_exception_handler(
             {"message": f"{message}, of request {self.id}", "task": task, **({"exception": error} if error else {})}
         )
+
+    def forget(self) -> None:
+        """Let go of what refers back to this exchange: nobody looks at it any more.
+
+        Whatever is part of a circle waits for the collector, which comes seldom: a request of 2 MB would wait that long.
+        """
+        self._flow = self._load = self.loaded = None
+        if self.outcome is not None:
+            forget_frames(self.outcome.error)
 
     async def close(self) -> None:
         """Cancel what was spawned and wait for it, bounded in time."""

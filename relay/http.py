@@ -2,17 +2,27 @@
 
 aiohttp answers errors below the handler itself, as text/plain, echoing what it could not read, with a traceback in the
 log. `Listener` takes that place: the same statuses, our shape, nothing echoed.
+
+It also bounds what aiohttp does not: the time that a head may take, and its size in all. A request without a byte is no
+request: an idle connection is closed after `keepalive_timeout`, and nothing is said.
+
+What to know of aiohttp (3.14), beside what it documents:
+* Its connection waits for a head in `_waiter`; what it has read, also what it could not, stands in `_messages`.
+* A body that breaks off in the middle (a chunk of no size) is reported behind the request that waits for it.
+* A `Connection: close` that a handler sets is sent and not kept to; `force_close` is.
+* After a refusal it reads on for `lingering_time`, so that a client which is still sending gets to see the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from aiohttp import HttpVersion11, hdrs, http_exceptions, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, http_exceptions, web
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from relay.errors import Reject, RelayError
 from relay.writer import error_response
@@ -22,19 +32,117 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # aiohttp's name of both versions tells an attacker which holes to try.
 SERVER = "relay"
 
+# From the first byte of a head to its last. A client that means it sends it in one packet.
+HEAD_TIMEOUT_S = 20.0
+# How long what is left of a refused body is read, and thrown away.
+LINGER_S = 5.0
+# Browsers and SDKs send some twenty header lines and 1 KiB in all; gateways in front add their own.
+MAX_HEADERS = 128
+MAX_HEAD_BYTES = 65_536
+
+_CLOSE: Mapping[str, str] = {hdrs.CONNECTION: "close"}
+
 
 class Listener(web.Server):
     """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves."""
 
     def __init__(self, handler: Handler, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=True, access_log=None, auto_decompress=False, **options)
+        super().__init__(
+            _checked(handler),
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            max_headers=MAX_HEADERS,
+            lingering_time=LINGER_S,
+            **options,
+        )
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 
+def _checked(handler: Handler) -> Handler:
+    """`handler`, for what is a request of ours; the connection is closed where the answer says so."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        wrong = _wrong(request)
+        if wrong is not None:
+            return _refusal(wrong)
+        response = await handler(request)
+        if response.headers.get(hdrs.CONNECTION) == "close":
+            response.force_close()
+        return response
+
+    return handle
+
+
+def _wrong(request: web.BaseRequest) -> Reject | None:
+    """What is wrong with a head that aiohttp takes."""
+    if request.version not in (HttpVersion11, HttpVersion10):
+        return Reject("Speak HTTP/1.1 or HTTP/1.0.", code="bad_request")
+    # aiohttp takes any coding as long as chunks come last, and chunks from HTTP/1.0, which has none (RFC 9112, 6.1).
+    transfer = request.headers.get(hdrs.TRANSFER_ENCODING)
+    if transfer is not None and (transfer.lower() != "chunked" or request.version != HttpVersion11):
+        return Reject(
+            "Send the body with its length, or by HTTP/1.1 in chunks and no other coding.", code="bad_request"
+        )
+    if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEAD_BYTES:
+        return Reject(
+            f"The headers are too long; send at most {MAX_HEAD_BYTES:,} bytes.", code="headers_too_large", status=431
+        )
+    return None
+
+
+def _refusal(error: RelayError) -> web.Response:
+    """An answer to what is no request, by which no exchange has begun. The connection is closed after it."""
+    response = error_response(error, {"x-request-id": new_id(), hdrs.SERVER: SERVER})
+    response.force_close()
+    return response
+
+
 class _Connection(RequestHandler):
-    __slots__ = ()
+    """broken: the body of the request that is being handled will not come, since what came is none."""
+
+    __slots__ = ("_late", "broken")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._late: asyncio.TimerHandle | None = None
+        self.broken = False
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._waits_for_head():
+            # Empty lines between two requests are nothing.
+            if self._late is None and data.strip(b"\r\n"):
+                self._late = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+        elif self._late is not None:
+            self._late.cancel()
+            self._late = None
+        request = self._current_request
+        if (
+            self._messages
+            and isinstance(self._messages[-1][0], _ErrInfo)
+            and request is not None
+            and not request.content.is_eof()
+        ):
+            self.broken = True
+            request.content.feed_eof()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        super().connection_lost(exc)
+
+    def _waits_for_head(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _head_is_late(self) -> None:
+        self._late = None
+        if self._waiter is not None and self._waits_for_head():
+            self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
+            self._waiter.set_result(None)
 
     def handle_error(
         self,
@@ -47,16 +155,28 @@ class _Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun; another one cannot be sent")
         if isinstance(exc, http_exceptions.LineTooLong):
-            error: RelayError = Reject(
-                "A header line is too long; send at most 8,190 bytes.", code="headers_too_large", status=431
+            return _refusal(
+                Reject("A header line is too long; send at most 8,190 bytes.", code="headers_too_large", status=431)
             )
-        elif 400 <= status < 500:
-            error = Reject("This is not a valid HTTP request.", code="bad_request", status=status)
-        else:
-            error = RelayError("Internal server error.", code="internal_error", status=status)
-        response = error_response(error, {"x-request-id": new_id(), hdrs.SERVER: SERVER})
-        response.force_close()
-        return response
+        if isinstance(exc, http_exceptions.BadHttpMessage) and exc.message == "Too many headers received":
+            return _refusal(
+                Reject(f"Too many header lines; send at most {MAX_HEADERS}.", code="headers_too_large", status=431)
+            )
+        if status == 408:
+            return _refusal(
+                Reject(
+                    f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.",
+                    code="request_timeout",
+                    status=status,
+                )
+            )
+        if 400 <= status < 500:
+            return _refusal(_invalid())
+        return _refusal(RelayError("Internal server error.", code="internal_error", status=status))
+
+
+def _invalid() -> Reject:
+    return Reject("This is not a valid HTTP request.", code="bad_request", headers=_CLOSE)
 
 
 def new_id() -> str:
@@ -66,7 +186,8 @@ def new_id() -> str:
 
 async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: float) -> bytes:
     """The body of a request, bounded in size and time. Raises Reject."""
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+    codings = request.headers.getall(hdrs.CONTENT_ENCODING, ("identity",))
+    if any(coding.lower() != "identity" for coding in codings):
         raise Reject("Send the body uncompressed.", code="unsupported_media_type", status=415)
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
@@ -89,10 +210,12 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
                 parts.append(part)
     except TimeoutError:
         raise Reject(
-            f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408
+            f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408, headers=_CLOSE
         ) from None
+    if isinstance(request.protocol, _Connection) and request.protocol.broken:
+        raise _invalid()
     return b"".join(parts)
 
 
 def _too_large(max_bytes: int) -> Reject:
-    return Reject(f"The body is larger than {max_bytes:,} bytes.", code="request_too_large", status=413)
+    return Reject(f"The body is larger than {max_bytes:,} bytes.", code="request_too_large", status=413, headers=_CLOSE)

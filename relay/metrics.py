@@ -28,6 +28,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
+from relay.pure.health import REASONS, Reason
+
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
@@ -70,6 +72,14 @@ REFUSALS = (
     "invalid_model",
     "invalid_n",
     "invalid_stream",
+    "invalid_temperature",
+    "invalid_max_tokens",
+    "invalid_max_completion_tokens",
+    "invalid_presence_penalty",
+    "invalid_frequency_penalty",
+    "invalid_top_p",
+    "invalid_user",
+    "invalid_logit_bias",
     "request_too_large",
     "request_timeout",
     "unsupported_media_type",
@@ -77,6 +87,7 @@ REFUSALS = (
     "method_not_allowed",
     "content_filter",
     "rate_limit_exceeded",
+    "too_many_requests_in_flight",
     "insufficient_quota",
     "moderation_unavailable",
     "moderation_stalled",
@@ -98,6 +109,9 @@ UPSTREAM_OUTCOMES = ("answered", "refused", "failed", "cancelled", OTHER)
 
 UPSTREAM_ERRORS = ("connect", "first_byte", "idle", "status", "died", "malformed", "incomplete", "error", OTHER)
 """What an upstream did wrong: the `kind` of an `UpstreamError`."""
+
+RETRIES = ("tried", "over_budget")
+"""Of a failure that may be retried."""
 
 CHARACTERS = ("in", "checked", "released", "withheld", "blocked")
 """Of guarded text: came; shown to moderators (overlap counts twice); sent to the client; dropped without being
@@ -166,6 +180,29 @@ UPSTREAM_FAILURES = Family(
     "What an upstream did wrong, before or inside a reply.",
     ("upstream", "kind"),
 )
+UPSTREAM_RETRIES = Family(
+    "relay_upstream_retries_total",
+    "counter",
+    "Failures of an upstream after which the next was asked, or would have been if the budget for retries were not spent.",
+    ("upstream", "outcome"),
+)
+UPSTREAM_EJECTIONS = Family(
+    "relay_upstream_ejections_total",
+    "counter",
+    "Times that an upstream was passed over from then on, by what had gone wrong.",
+    ("upstream", "reason"),
+)
+UPSTREAM_EJECTED = Family(
+    "relay_upstream_ejected",
+    "gauge",
+    "Whether an upstream is passed over now: 1 or 0.",
+    ("upstream",),
+)
+HISTORY_TRIMMED = Family(
+    "relay_history_trimmed_messages_total",
+    "counter",
+    "Messages that were dropped from conversations which had grown too long.",
+)
 MODERATION_CHARACTERS = Family(
     "relay_moderation_characters_total",
     "counter",
@@ -213,6 +250,10 @@ FAMILIES = (
     FIRST_TOKEN,
     UPSTREAM_REQUESTS,
     UPSTREAM_FAILURES,
+    UPSTREAM_RETRIES,
+    UPSTREAM_EJECTIONS,
+    UPSTREAM_EJECTED,
+    HISTORY_TRIMMED,
     MODERATION_CHARACTERS,
     RELEASED_UNVERIFIED,
     MODERATION_CHECKS,
@@ -299,6 +340,10 @@ class Metrics:
         self._first_token = _OnDemand(_histogram(FIRST_TOKEN, FIRST_TOKEN_BUCKETS, registry))
         self._upstream_requests = _bind(_counter(UPSTREAM_REQUESTS, registry), self._upstreams, UPSTREAM_OUTCOMES)
         self._upstream_errors = _bind(_counter(UPSTREAM_FAILURES, registry), self._upstreams, UPSTREAM_ERRORS)
+        self._retries = _bind(_counter(UPSTREAM_RETRIES, registry), self._upstreams, RETRIES)
+        self._ejections = _bind(_counter(UPSTREAM_EJECTIONS, registry), self._upstreams, REASONS)
+        self._ejected = _bind(_gauge(UPSTREAM_EJECTED, registry), self._upstreams)
+        self._trimmed = _counter(HISTORY_TRIMMED, registry)
         self._characters = _bind(_counter(MODERATION_CHARACTERS, registry), CHARACTERS)
         self._unverified = _bind(_counter(RELEASED_UNVERIFIED, registry), UNVERIFIED)
         self._check_family = _counter(MODERATION_CHECKS, registry)
@@ -355,6 +400,21 @@ class Metrics:
     def upstream_error(self, upstream: str, kind: str) -> None:
         """An upstream failed us, before or inside a reply; `kind` is from `UPSTREAM_ERRORS`."""
         self._upstream_errors[_within(upstream, self._upstreams), _within(kind, UPSTREAM_ERRORS)].inc()
+
+    def upstream_retry(self, upstream: str, outcome: str) -> None:
+        """A request may be asked again elsewhere; `outcome` is from `RETRIES`."""
+        self._retries[_within(upstream, self._upstreams), outcome].inc()
+
+    def upstream_ejected(self, upstream: str, ejected: bool, reason: Reason = "heads") -> None:
+        """An upstream is passed over from now on, or no longer."""
+        known = _within(upstream, self._upstreams)
+        if ejected:
+            self._ejections[known, reason].inc()
+        self._ejected[(known,)].set(ejected)
+
+    def history_trimmed(self, messages: int) -> None:
+        """So many messages of a conversation are not sent on."""
+        self._trimmed.inc(messages)
 
     def moderated(self, tally: ModerationTally) -> None:
         """A moderated request has ended; once per request."""

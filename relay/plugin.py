@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from relay.log import Logger
     from relay.metrics import Metrics
 
-HOOKS: Final = ("lifespan", "on_request", "on_stream", "on_end")
+HOOKS: Final = ("lifespan", "translate", "on_request", "on_stream", "on_end")
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
+_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @runtime_checkable
@@ -88,16 +90,27 @@ class Plugin(Options):
 
     needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets in `on_request`.
     serves: the operations it takes part in.
+    routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
     """
 
     needs: ClassVar[tuple[Key[Any], ...]] = ()
     gives: ClassVar[tuple[Key[Any], ...]] = ()
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat"})
+    routes: ClassVar[tuple[str, ...]] = ()
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:
         """Open before the `yield`, close after it. The relay is not ready before every plugin has yielded."""
         yield
+
+    def translate(self, path: str, body: bytes) -> bytes:
+        """The body of a chat completion that says what `body`, sent to `path`, says. May raise Reject.
+
+        `relay.JsonObject` reads it with the same checks and edits it exactly; its InvalidRequest is a clear 400.
+        Called when a plugin first looks at the request, so not for one whom an earlier plugin turns away. The result is
+        checked as any chat request is; the reply goes out as one.
+        """
+        return body
 
     async def on_request(self, ex: Exchange) -> Reply | None:
         """Read or change the request; answer it now by a Reply; or raise `Reject`."""
@@ -127,11 +140,18 @@ def hook_problems(cls: type[Plugin]) -> list[str]:
         if meant or name.startswith("on_"):
             hint = f"; did you mean {meant[0]!r}?" if meant else f"; the hooks are {', '.join(HOOKS)}"
             problems.append(f"{cls.__name__}.{name} is no hook{hint}")
-    for hook, awaited in (("on_request", True), ("on_stream", False), ("on_end", True)):
+    for hook, awaited in (("translate", False), ("on_request", True), ("on_stream", False), ("on_end", True)):
         if inspect.iscoroutinefunction(getattr(cls, hook)) is not awaited:
             problems.append(f"{cls.__name__}.{hook} has to be {'async def' if awaited else 'def, not async def'}")
     if inspect.isasyncgenfunction(cls.lifespan):
         problems.append(f"{cls.__name__}.lifespan needs @asynccontextmanager")
+    if bool(cls.routes) is (cls.translate is Plugin.translate):
+        problems.append(f"{cls.__name__}: `routes` and `translate` belong together; define both, or neither")
+    problems += (
+        f"{cls.__name__}.routes: {route!r} is not a path; write it as in '/v2/ask'"
+        for route in cls.routes
+        if not _PATH.fullmatch(route)
+    )
     problems += (
         f"{cls.__name__}.serves: unknown operation {operation!r}; {suggestion(operation, OPERATIONS)}"
         for operation in sorted(set(cls.serves) - set(OPERATIONS))

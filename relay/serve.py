@@ -64,7 +64,7 @@ async def running(config: Config, log: Logger, *, reader: Reader = "push") -> As
         (model for upstream in config.upstreams for model in upstream.model_map),
         (upstream.name for upstream in config.upstreams),
     )
-    upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics)
+    upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics, log)
     services = Services(log=log, metrics=metrics, folder=config.folder)
     app = App(config, chain, upstreams, metrics, log)
     started = False

@@ -1,8 +1,9 @@
 """The upstreams: which one is asked, how, and what its answers mean.
 
 One `Upstreams` a process. A request goes to the upstreams that serve its model, lowest priority first, within a priority
-by weight. The next one is tried only while nothing has been sent to the client and the failure is one that the operator
-lists in `retry_on`.
+by weight; those that have failed lately (`relay.pure.health`) come after all others. The next one is tried only while
+nothing has been sent to the client, the failure is one that the operator lists in `retry_on`, and the retries of all
+requests together stay a small share of them (`relay.pure.retry`).
 
 What is sent on: our own headers and the body, nothing of the client's. Redirects are not followed, replies are asked for
 uncompressed, and aiohttp's own limits (100 connections, five minutes in all) are lifted: ours are per upstream.
@@ -15,6 +16,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final
 from weakref import WeakSet
 
@@ -27,15 +29,28 @@ from yarl import URL
 
 from relay.body import Body, PushConnector, PushProtocol
 from relay.config import ANY_MODEL, Upstream
-from relay.errors import Reject, RelayError, UpstreamError, unsupported_model, upstream_malformed
+from relay.errors import (
+    Reject,
+    RelayError,
+    UpstreamError,
+    forget_frames,
+    unsupported_model,
+    upstream_malformed,
+)
 from relay.exchange import Exchange
+from relay.log import Logger
 from relay.metrics import Metrics
+from relay.pure.health import Health, Reason
+from relay.pure.request import ChatRequest
+from relay.pure.retry import RetryBudget
 
 # uvicorn closes idle connections after 5 s; one that we give up first is never found closed.
 POOL_IDLE_S: Final = 4.0
 # An error body is an object of a few hundred bytes; what is longer is a page.
 MAX_ERROR_BYTES: Final = 65_536
 MAX_ERROR_CHARS: Final = 2_000
+# aiohttp writes longer bytes in one go, and warns that this may block the loop; a file it writes in pieces.
+MAX_INLINE_BYTES: Final = 2**20
 # Of a body that nobody has begun to push yet, or that is read by awaiting.
 READ_BUFFER_BYTES: Final = 32_768
 
@@ -49,22 +64,33 @@ _SECRETS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An upstream's reply whose head was good. asked_at is the loop's clock."""
+    """An upstream's reply whose head was good.
+
+    asked_at: the loop's clock. usage_asked: by us and not by the client, so that it must not see the answer.
+    """
 
     upstream: Upstream
     body: Body
     asked_at: float
+    usage_asked: bool = False
 
 
 class Upstreams:
     """An async context manager that owns the connections."""
 
     def __init__(
-        self, configured: Iterable[Upstream], make_body: Callable[[aiohttp.ClientResponse], Body], metrics: Metrics
+        self,
+        configured: Iterable[Upstream],
+        make_body: Callable[[aiohttp.ClientResponse], Body],
+        metrics: Metrics,
+        log: Logger,
     ) -> None:
         self._upstreams = tuple(sorted(configured, key=lambda upstream: upstream.priority))
         self._make_body = make_body
         self._metrics = metrics
+        self._log = log
+        self._health = {upstream.name: Health() for upstream in self._upstreams}
+        self._budget = RetryBudget(asyncio.get_running_loop().time())
         self._models = {
             model: tuple(u for u in self._upstreams if model in u.model_map or ANY_MODEL in u.model_map)
             for upstream in self._upstreams
@@ -99,27 +125,42 @@ class Upstreams:
         """The public names, in the order of the file, without "*"."""
         return tuple(model for model in self._models if model != ANY_MODEL)
 
-    def candidates(self, model: str) -> Sequence[Upstream]:
-        """Who is to be asked for a model, in order. Raises Reject if nobody serves it."""
+    def serving(self, model: str) -> Sequence[Upstream]:
+        """Who serves a model. Raises Reject if nobody does."""
         serving = self._models.get(model) or (self._models.get(ANY_MODEL, ()) if model else ())
         if not serving:
             raise unsupported_model()
+        return serving
+
+    def _in_order(self, model: str, now: float) -> Sequence[Upstream]:
+        """Who is to be asked for a model."""
+        serving = self.serving(model)
+        if len(serving) == 1:
+            return serving
         # Sorting by u^(1/weight) draws without replacement in proportion to the weights (Efraimidis, Spirakis 2006).
-        return sorted(serving, key=lambda u: (u.priority, -(self._random.random() ** (1 / u.weight))))
+        return sorted(
+            serving,
+            key=lambda u: (not self._health[u.name].ready(now), u.priority, -(self._random.random() ** (1 / u.weight))),
+        )
 
     async def ask(self, ex: Exchange) -> Answer:
         """The first good answer. Raises UpstreamError or Reject."""
-        error: RelayError | None = None
-        for upstream in self.candidates(ex.request.model):
+        self._budget.earn(ex.loop.time())
+        *others, last = self._in_order(ex.request.model, ex.loop.time())
+        for upstream in others:
             try:
                 return await self._ask_freshly(upstream, ex)
             except _Refused as refused:
-                error = refused.error
                 if refused.reason not in upstream.retry_on:
-                    break
-        if error is None:
-            raise unsupported_model()
-        raise error
+                    raise refused.error from None
+                within = self._budget.spend()
+                self._metrics.upstream_retry(upstream.name, "tried" if within else "over_budget")
+                if not within:
+                    raise refused.error from None
+        try:
+            return await self._ask_freshly(last, ex)
+        except _Refused as refused:
+            raise refused.error from None
 
     async def _ask_freshly(self, upstream: Upstream, ex: Exchange) -> Answer:
         """Ask, and once more for every pooled connection that turns out to be closed."""
@@ -134,12 +175,15 @@ class Upstreams:
             raise RuntimeError("Upstreams is entered with `async with`")
         request = ex.request
         endpoint = self._endpoints[upstream.name]
+        usage = ex.needs_usage and upstream.usage == "inject" and request.stream and not request.wants_usage
+        sent = request.sent_on(model=upstream.model_map.get(request.model), usage=usage)
         asked_at = ex.loop.time()
+        self._health[upstream.name].asked(asked_at)
         try:
             async with asyncio.timeout(upstream.first_byte_timeout_s):
                 response = await self._session.post(
                     endpoint.url,
-                    data=request.encode(model=upstream.model_map.get(request.model)),
+                    data=sent if len(sent) <= MAX_INLINE_BYTES else BytesIO(sent),
                     headers={**(endpoint.stream if request.stream else endpoint.whole), "x-request-id": ex.id},
                     allow_redirects=False,
                     timeout=endpoint.timeout,
@@ -148,14 +192,17 @@ class Upstreams:
             self._metrics.upstream_request(upstream.name, "cancelled")
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            raise self._unanswered(upstream, cause) from cause
+            refused = self._unanswered(upstream, cause)
+            forget_frames(cause)
+            raise refused from None
         try:
             if response.status == 200:
                 self._metrics.upstream_request(upstream.name, "answered")
                 self._check_head(upstream, response, request.stream)
+                self._answered(upstream, request, asked_at)
                 body = self._make_body(response)
                 self._bodies.add(body)
-                return Answer(upstream, body, asked_at)
+                return Answer(upstream, body, asked_at, usage)
             self._metrics.upstream_request(upstream.name, "refused")
             error = await self._refusal(upstream, response)
         except BaseException:
@@ -164,9 +211,31 @@ class Upstreams:
         response.release()
         raise _Refused(error, str(response.status))
 
+    def served(self, upstream: Upstream) -> None:
+        """An upstream's reply has ended well."""
+        self._health[upstream.name].served()
+
     def failed(self, upstream: Upstream, error: UpstreamError) -> None:
         """An upstream has failed inside its reply."""
         self._metrics.upstream_error(upstream.name, error.kind)
+        self._judged(upstream, self._health[upstream.name].broke_off(_now()))
+
+    def _answered(self, upstream: Upstream, request: ChatRequest, asked_at: float) -> None:
+        """A good head has come. That of a stream says how quick an upstream is; other replies are as slow as long."""
+        now = _now()
+        others = (self._health[other.name].usual_s for other in self.serving(request.model) if other is not upstream)
+        usual_s = min((usual for usual in others if usual is not None), default=None)
+        was_ejected = self._health[upstream.name].ejected
+        reason = self._health[upstream.name].answered(now, now - asked_at if request.stream else None, usual_s)
+        self._judged(upstream, reason)
+        if was_ejected and reason is None:
+            self._metrics.upstream_ejected(upstream.name, False)
+            self._log.info("upstream is back", upstream=upstream.name)
+
+    def _judged(self, upstream: Upstream, reason: Reason | None) -> None:
+        if reason is not None:
+            self._metrics.upstream_ejected(upstream.name, True, reason)
+            self._log.warning("upstream ejected", upstream=upstream.name, reason=reason)
 
     def _check_head(self, upstream: Upstream, response: aiohttp.ClientResponse, stream: bool) -> None:
         """Raises UpstreamError if what follows cannot be what was asked for."""
@@ -186,6 +255,7 @@ class Upstreams:
         reason = "first_byte" if late else "connect" if unsent else "error"
         self._metrics.upstream_request(upstream.name, "failed")
         self._metrics.upstream_error(upstream.name, reason)
+        self._judged(upstream, self._health[upstream.name].failed(_now()))
         if late:
             error = UpstreamError(
                 "The model server did not answer in time. Ask again later.",
@@ -199,15 +269,20 @@ class Upstreams:
                 code="upstream_unavailable",
                 status=502,
                 kind=reason,
+                acted=not unsent,
             )
         return _Refused(error, reason)
 
     async def _refusal(self, upstream: Upstream, response: aiohttp.ClientResponse) -> RelayError:
         """The error for a status that is not 200."""
         status = response.status
+        health = self._health[upstream.name]
         if status in _CLIENT_ERRORS:
+            health.answered(_now())
             return await _client_error(response)
         self._metrics.upstream_error(upstream.name, "status")
+        if status != 429:  # that is a limit, and it is well
+            self._judged(upstream, health.failed(_now()))
         if status in (401, 403):
             return UpstreamError(
                 "The model server does not accept the relay's credentials; tell the operator.",
@@ -226,7 +301,9 @@ class Upstreams:
                 type="requests",
                 headers=headers,
             )
-        return UpstreamError("The model server failed. Ask again later.", code="upstream_error", kind="status")
+        return UpstreamError(
+            "The model server failed. Ask again later.", code="upstream_error", kind="status", acted=status != 503
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -249,6 +326,10 @@ def _endpoint(upstream: Upstream) -> _Endpoint:
         {**headers, hdrs.ACCEPT: "text/event-stream"},
         {**headers, hdrs.ACCEPT: "application/json"},
     )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class _Response(aiohttp.ClientResponse):

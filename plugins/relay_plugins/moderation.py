@@ -29,8 +29,9 @@ from relay.pure.window import MAX_WINDOW_CHARS, Cutting, Hit, Scanner
 
 Count = Annotated[int, Meta(ge=1)]
 
-# Longer texts are read in slices, and other streams get their turn in between.
+# Longer texts are read in slices, and many texts in batches, so that other streams get their turn in between.
 SLICE_CHARS = 65_536
+SLICE_TEXTS = 512
 
 
 class Window(Table, frozen=True, kw_only=True):
@@ -148,7 +149,9 @@ class Moderation(Plugin):
             return None
         tally = ModerationTally()
         try:
-            for place, text in ex.request.texts():
+            for number, (place, text) in enumerate(ex.request.texts(), 1):
+                if number % SLICE_TEXTS == 0:
+                    await asyncio.sleep(0)
                 await self._check_text(ex, place, text, tally)
         finally:
             self._metrics.moderated(tally)

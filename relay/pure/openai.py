@@ -104,6 +104,18 @@ def _load_leniently(data: bytes) -> Any:
         return None
 
 
+def readable(chunk: Chunk) -> Chunk:
+    """The chunk, or one with U+FFFD for its bytes that are no UTF-8: clients break on them."""
+    if not chunk.lenient:
+        return chunk
+    try:
+        chunk.raw.decode()
+    except UnicodeDecodeError:
+        raw, data = (text.decode("utf-8", "replace").encode() for text in (chunk.raw, chunk.data))
+        return Chunk(raw, data, chunk.plain, chunk.name)
+    return chunk
+
+
 def load_exactly(data: bytes) -> Frame:
     """The object in `data` for changing and writing again: integers keep all their digits, unlike with orjson.
 

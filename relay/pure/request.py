@@ -12,7 +12,7 @@ a field of a new server is moderated before anybody has heard of it, and `Messag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -24,11 +24,14 @@ from relay.pure.fold import NOTHING
 from relay.pure.openai import MAX_DEPTH, count_keys, dump, has_repeated_key, nests_deeply
 from relay.pure.surfaces import is_opaque
 
-# orjson holds the GIL while it builds a container for each bracket: 2 MiB of `[],` would stop every stream for 0.2 s.
-MAX_BRACKETS: Final = 20_000
+# A parser holds the GIL while it builds what it reads, and every stream waits: 0.2 s for 2 MiB of `[],`, 0.1 s for 2 MiB
+# of `1,` or `"k":1,`. With so much it is 10 ms. Ten thousand containers are 128 tools with a schema of 80 objects each.
+MAX_BRACKETS: Final = 10_000
+MAX_MARKS: Final = 40_000  # brackets, commas and colons: a value or a key has about one each
 MAX_CHOICES: Final = 128
 
 _RAW_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class InvalidRequest(ValueError):
@@ -41,17 +44,21 @@ class InvalidRequest(ValueError):
         self.param = param
 
 
-class ChatRequest:
-    """A view on the body of a chat request.
+class JsonObject:
+    """A JSON object that can be edited without touching what is not edited.
 
-    Raises InvalidRequest if the body is no JSON object, repeats a key, or has no messages.
+    Raises InvalidRequest if the body is no JSON object, repeats a key, or nests deeply.
     """
 
     __slots__ = ("_body", "_fields", "_parsed")
 
     def __init__(self, body: bytes) -> None:
-        if _count_brackets(body) > MAX_BRACKETS:
-            raise InvalidRequest(f"The body nests or lists more than {MAX_BRACKETS:,} values.", "invalid_json")
+        if _holds_too_much(body):
+            raise InvalidRequest(
+                f"The body holds more than {MAX_BRACKETS:,} lists and objects, or more than {MAX_MARKS:,} brackets, commas "
+                "and colons outside its strings; send less of them.",
+                "invalid_json",
+            )
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -65,12 +72,49 @@ class ChatRequest:
         self._fields = _RAW_FIELDS.decode(body)
         self._body: bytes | None = body
         self._parsed: dict[str, Any] = parsed
-        messages = parsed.get("messages")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field as it was parsed. Integers beyond 64 bits have become floats here; they go on exactly."""
+        return self._parsed.get(name, default)
+
+    def set(self, name: str, value: object) -> None:
+        """Replace or add one field; the others go on as they came."""
+        self.update({name: value})
+
+    def update(self, fields: Mapping[str, object]) -> None:
+        """Replace or add several fields at once."""
+        self._parsed = {**self._parsed, **fields}
+        self._fields.update((name, msgspec.Raw(dump(value))) for name, value in fields.items())
+        self._body = None
+
+    def remove(self, name: str) -> None:
+        self._parsed = {key: value for key, value in self._parsed.items() if key != name}
+        self._fields.pop(name, None)
+        self._body = None
+
+    def encode(self) -> bytes:
+        """The object as JSON: byte for byte what came, if nobody has changed it."""
+        if self._body is None:
+            self._body = msgspec.json.encode(self._fields)
+        return self._body
+
+
+class ChatRequest(JsonObject):
+    """A view on the body of a chat request.
+
+    Raises InvalidRequest if the body is no JSON object, repeats a key, or has no messages.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        messages = self._parsed.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise InvalidRequest("Unsupported messages.", "invalid_messages")
-        if not isinstance(parsed.get("stream", False), bool | None):
+        if not isinstance(self._parsed.get("stream", False), bool | None):
             raise InvalidRequest("`stream` has to be true or false.", "invalid_stream", "stream")
-        n = parsed.get("n", 1)
+        n = self._parsed.get("n", 1)
         if n is not None and (type(n) is not int or not 1 <= n <= MAX_CHOICES):
             raise InvalidRequest(f"`n` has to be a whole number from 1 to {MAX_CHOICES}.", "invalid_n", "n")
 
@@ -100,28 +144,35 @@ class ChatRequest:
         options = self._parsed.get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """A field as it was parsed. Integers beyond 64 bits have become floats here; they go on exactly."""
-        return self._parsed.get(name, default)
+    @property
+    def speaks_beside_messages(self) -> bool:
+        """Whether another field, such as `tools`, may say something to the model."""
+        return not self._parsed.keys() <= _PARAMETERS
 
-    def set(self, name: str, value: object) -> None:
-        """Replace or add one field; the others go on as they came."""
-        self._parsed = {**self._parsed, name: value}
-        self._fields[name] = msgspec.Raw(dump(value))
+    def keep_messages(self, positions: Sequence[int]) -> None:
+        """Drop all messages but these; each of them goes on byte for byte."""
+        messages = self.messages
+        try:
+            raw = _RAW_ITEMS.decode(self._fields["messages"])
+        except msgspec.DecodeError:  # lone surrogates, which no client can have sent: a plugin has set these messages
+            raw = [msgspec.Raw(dump(message)) for message in messages]
+        self._parsed = {**self._parsed, "messages": [messages[position] for position in positions]}
+        self._fields["messages"] = msgspec.Raw(msgspec.json.encode([raw[position] for position in positions]))
         self._body = None
 
-    def remove(self, name: str) -> None:
-        self._parsed = {key: value for key, value in self._parsed.items() if key != name}
-        self._fields.pop(name, None)
-        self._body = None
+    def sent_on(self, *, model: str | None = None, usage: bool = False) -> bytes:
+        """The body for an upstream.
 
-    def encode(self, *, model: str | None = None) -> bytes:
-        """The body to send on; `model` is the upstream's name for it."""
+        model: its name for the model. usage: have it tell the usage at the end of a stream.
+        """
+        changes: dict[str, msgspec.Raw] = {}
         if model is not None and model != self.model:
-            return msgspec.json.encode({**self._fields, "model": msgspec.Raw(orjson.dumps(model))})
-        if self._body is None:
-            self._body = msgspec.json.encode(self._fields)
-        return self._body
+            changes["model"] = msgspec.Raw(orjson.dumps(model))
+        if usage:
+            given = self._fields["stream_options"] if isinstance(self.get("stream_options"), dict) else b"{}"
+            options = {**_RAW_FIELDS.decode(given), "include_usage": msgspec.Raw(b"true")}
+            changes["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+        return msgspec.json.encode({**self._fields, **changes}) if changes else self.encode()
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Everything in it that a model may read, with its place: each message whole, then each field. Nothing empty."""
@@ -133,13 +184,28 @@ class ChatRequest:
                 yield place, text
 
 
-def _count_brackets(body: bytes) -> int:
-    """How many containers JSON text opens. Prompts are full of brackets too: if there are many, strings are left out."""
-    count = body.count(b"{") + body.count(b"[")
-    if count > MAX_BRACKETS:
-        body = b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-        count = body.count(b"{") + body.count(b"[")
-    return count
+def _holds_too_much(body: bytes) -> bool:
+    """Whether JSON text says more values than may be parsed in one go.
+
+    Prompts are full of marks too: if there are many, strings are left out. Then no text of MAX_MARKS marks has more than
+    twice as many quotes, and with more it need not be taken apart.
+    """
+    if _brackets(body) + _separators(body) <= MAX_BRACKETS:
+        return False
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if unescaped.count(b'"') > 2 * MAX_MARKS:
+        return True
+    bare = b"".join(unescaped.split(b'"')[::2])
+    brackets = _brackets(bare)
+    return brackets > MAX_BRACKETS or brackets + _separators(bare) > MAX_MARKS
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"{") + text.count(b"[")
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b":")
 
 
 # Fields that set something and say nothing to the model; `messages` is read by itself.

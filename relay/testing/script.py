@@ -49,10 +49,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Bytes of the body in several sends, cut at the positions `at`, or byte by byte."""
+    """Bytes of the body in several sends, cut at the positions `at`, or byte by byte; `pace_s` seconds between two."""
 
     data: bytes
     at: tuple[int, ...] | None = None
+    pace_s: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class CutOff:
 
     script: "Script"
     after_bytes: int
-    by: Close | Abort | Hang
+    by: "Step"
 
 
 Step: TypeAlias = "Head | Send | Split | Raw | End | Pause | Gate | Repeat | Close | Abort | Hang | CutOff | Script"
@@ -144,8 +145,10 @@ class Script:
                 case Head():
                     framing = step.framing
                     yield step.wire()
-                case Send(data) | Split(data, _):
-                    for piece in frames.cut(data, step.at) if isinstance(step, Split) else (data,):
+                case Send() | Split():
+                    for number, piece in enumerate(_pieces(step)):
+                        if number and isinstance(step, Split) and step.pace_s:
+                            yield Pause(step.pace_s)
                         yield chunked(piece) if framing == "chunked" else piece
                         if isinstance(framing, int):
                             framing -= len(piece)
@@ -164,14 +167,15 @@ class Script:
         """All bytes of the reply, waits left out. Only for a script that ends."""
         return b"".join(act for act in self.acts() if isinstance(act, bytes))
 
-    def cut_off(self, after_bytes: int, by: Close | Abort | Hang = _RESET) -> "Script":
-        """The same script, dying `by` a reset (or otherwise) after so many bytes of `wire()`.
+    def cut_off(self, after_bytes: int, by: "Step" = _RESET) -> "Script":
+        """The same script, dying `by` a reset after so many bytes of `wire()`.
 
-        A test of "dies at any byte" runs over ``range(len(script.wire()) + 1)``.
+        `by` is whatever comes in place of the rest: ``Close()``, ``Hang()``, ``Script(Raw(garbage), Close())``. A test of
+        "dies at any byte" runs over ``range(len(script.wire()) + 1)``.
         """
         return Script(CutOff(self, after_bytes, by))
 
-    def _until(self, after_bytes: int, by: Close | Abort | Hang) -> Iterator[Act]:
+    def _until(self, after_bytes: int, by: "Step") -> Iterator[Act]:
         left = after_bytes
         for act in self.acts():
             if not isinstance(act, bytes):
@@ -182,7 +186,7 @@ class Script:
                 break
             yield act
             left -= len(act)
-        yield by
+        yield from Script(by).acts()
 
 
 def chunked(data: bytes) -> bytes:
@@ -222,6 +226,10 @@ def refused(
 ) -> Script:
     """An error status. The body is an OpenAI error unless given."""
     return whole(frames.error_body() if body is None else body, headers, status=status, content_type=content_type)
+
+
+def _pieces(step: Send | Split) -> Iterable[bytes]:
+    return frames.cut(step.data, step.at) if isinstance(step, Split) else (step.data,)
 
 
 def _flat(steps: Iterable[Step]) -> Iterator[_Flat]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 
 from relay.chain import Chain, Link, hooks
-from relay.errors import PluginError, Unavailable
+from relay.errors import PluginError, Reject, Unavailable
 from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin, Reply, Services, Sink, hook_problems
@@ -107,7 +107,7 @@ def with_method(name: str, method: object = lambda self: None) -> type[Plugin]:
         ("on_steam", "Shout.on_steam is no hook; did you mean 'on_stream'?"),
         ("lifepsan", "Shout.lifepsan is no hook; did you mean 'lifespan'?"),
         ("on_ended", "Shout.on_ended is no hook; did you mean 'on_end'?"),
-        ("on_chunk", "Shout.on_chunk is no hook; the hooks are lifespan, on_request, on_stream, on_end"),
+        ("on_chunk", "Shout.on_chunk is no hook; the hooks are lifespan, translate, on_request, on_stream, on_end"),
     ],
 )
 def test_misspelt(name: str, expected: str) -> None:
@@ -165,6 +165,59 @@ def test_hooks_that_cannot_run() -> None:
             "serves: unknown operation 'modles'; did you mean 'models'?",
         )
     )
+
+
+class Dialect(Plugin):
+    """Speaks one path: the body says a question and nothing else."""
+
+    routes: ClassVar = ("/ask",)
+
+    def translate(self, path: str, body: bytes) -> bytes:
+        if body == b"no":
+            raise Reject("No.", code="no")
+        return b'{"messages":[{"role":"user","content":"%b"}]}' % {b"?": b"why"}[body]
+
+
+class TestDialects:
+    def test_a_body_is_translated(self) -> None:
+        chain = Chain([("dialect", Dialect())])
+        assert list(chain.routes) == ["/ask"]
+        assert chain.translate("/ask", b"?") == b'{"messages":[{"role":"user","content":"why"}]}'
+        assert chain.translate("/v1/chat/completions", b"?") == b"?"
+
+    def test_what_goes_wrong_has_a_name(self) -> None:
+        chain = Chain([("dialect", Dialect())])
+        with pytest.raises(Reject):
+            chain.translate("/ask", b"no")
+        with pytest.raises(PluginError, match="'dialect' failed in translate"):
+            chain.translate("/ask", b"else")
+
+    def test_a_path_has_one_owner(self) -> None:
+        class Thief(Dialect):
+            routes: ClassVar = ("/v1/models", "/ask")
+
+        with pytest.raises(ConfigError) as refused:
+            Chain([("dialect", Dialect()), ("thief", Thief())])
+        assert refused.value.problems == (
+            "plugin 'thief': /v1/models is served by the relay itself; remove one of them",
+            "plugin 'thief': /ask is served by plugin 'dialect'; remove one of them",
+        )
+
+    def test_routes_and_translate_belong_together(self) -> None:
+        class Mute(Plugin):
+            routes: ClassVar = ("/ask",)
+
+        class Lost(Dialect):
+            routes: ClassVar = ()
+
+        class Wrong(Dialect):
+            routes: ClassVar = ("ask", "/a b", "/ask/")
+
+        for cls in (Mute, Lost):
+            assert hook_problems(cls) == [
+                f"{cls.__name__}: `routes` and `translate` belong together; define both, or neither"
+            ]
+        assert len(hook_problems(Wrong)) == 3
 
 
 def test_hooks() -> None:

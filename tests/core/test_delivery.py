@@ -87,7 +87,7 @@ def test_what_one_stream_has_shown_the_next_one_knows() -> None:
     """The shape of an upstream's frames is learnt once."""
     shapes = Shapes()
     first = delivered([frames.role(), frames.text("a"), frames.text("b")], shapes)
-    assert [None, None, (0, "b")] == [chunk.said for chunk in first[:3]]
+    assert [None, (0, "a"), (0, "b")] == [chunk.said for chunk in first[:3]]
     second = delivered([frames.role(), frames.text("c", id="chatcmpl-2"), frames.text("d")], shapes)
     assert [None, (0, "c"), (0, "d")] == [chunk.said for chunk in second[:3]]
 

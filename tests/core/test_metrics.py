@@ -137,6 +137,13 @@ def test_upstreams_are_counted_by_name(metrics):
     assert value(metrics, "relay_upstream_errors_total", upstream="main", kind="idle") == 1
 
 
+def test_trimmed_messages_add_up(metrics):
+    """What was dropped of one conversation and of another is one sum."""
+    metrics.history_trimmed(3)
+    metrics.history_trimmed(4)
+    assert value(metrics, "relay_history_trimmed_messages_total") == 7
+
+
 def test_moderation_tally(metrics):
     """A tally is added up, each of its amounts under its own name."""
     metrics.add_moderator("lexicon", ["insult"])

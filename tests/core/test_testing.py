@@ -213,6 +213,21 @@ class TestScript:
             *sent, end = SMALL.cut_off(count, Hang()).acts()
             assert (SMALL_WIRE[:count], Hang()) == (b"".join(sent), end)
 
+    def test_a_script_goes_wrong_at_any_byte(self) -> None:
+        """What comes in place of the rest may be any steps: their bytes are not framed again."""
+        wrong = Script(Raw(b"\xff"), Send(b"no"), Close())
+        for count in range(len(SMALL_WIRE)):
+            *sent, end = SMALL.cut_off(count, wrong).acts()
+            assert (SMALL_WIRE[:count] + b"\xffno", Close()) == (b"".join(sent), end)
+
+    def test_pieces_are_paced(self) -> None:
+        """A pause stands between two pieces and nowhere else, so a reply can drip and die while it drips."""
+        drip = Script(Head(200, ()), Split(b"abc", at=(1, 2), pace_s=0.5))
+        head, *acts = drip.acts()
+        assert [b"1\r\na\r\n", Pause(0.5), b"1\r\nb\r\n", Pause(0.5), b"1\r\nc\r\n", b"0\r\n\r\n"] == acts
+        assert isinstance(head, bytes)
+        assert [head, b"1\r\na\r\n", Pause(0.5), b"1", Close()] == list(drip.cut_off(len(head) + 7, Close()).acts())
+
     @given(st.integers(0, 200), st.integers(1, 7))
     def test_an_endless_script_can_be_cut_off(self, count: int, size: int) -> None:
         """What comes after the cut is never made."""

@@ -130,7 +130,8 @@ class Rig:
 
     def post(self, *, stream=True, headers=None, **fields):
         """A chat request: a context manager of aiohttp's response. `fields` go into the body."""
-        return self.session.post(self.chat_url, data=body(stream=stream, **fields), headers=headers)
+        data = io.BytesIO(body(stream=stream, **fields))  # aiohttp warns of long bytes
+        return self.session.post(self.chat_url, data=data, headers=headers)
 
     async def ask(self, **asked):
         """A chat request and all of its answer."""

@@ -54,3 +54,26 @@ class _Holding:
     def feed(self, chunk):
         self._ex.pause(self)
         self._sink.feed(chunk)
+
+
+class Meter(Plugin):
+    """Wants to know the usage of every stream, and sees what comes."""
+
+    seen: ClassVar[list[dict]] = []
+
+    async def on_request(self, ex):
+        ex.needs_usage = True
+
+    def on_stream(self, ex, sink):
+        return _Metered(sink)
+
+
+class _Metered:
+    def __init__(self, sink):
+        self._sink = sink
+        self.end = sink.end
+
+    def feed(self, chunk):
+        if (chunk.json or {}).get("usage"):
+            Meter.seen.append(chunk.json["usage"])
+        self._sink.feed(chunk)

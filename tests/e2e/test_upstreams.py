@@ -168,6 +168,7 @@ class TestBadAnswers:
         wire = OK.wire()
         points = [*range(0, 130, 13), *range(130, len(wire), 61), len(wire) - 5, len(wire) - 1]
         rig = await serve([OK.cut_off(at, by) for at in points for by in (Abort(), Close(), Close())])
+        rig.loudest = "warning"  # it is ejected, and asked all the same: there is no other
         for at in points:
             for stream in (True, True, False):
                 reply = await rig.ask(stream=stream)
@@ -325,6 +326,13 @@ class TestSeveral:
         assert {"seed": 10**60, "x": {"b": [1.5, "é"]}, "model": "theirs"} == {
             name: request.json[name] for name in ("seed", "x", "model")
         }
+
+    async def test_a_large_request(self, serve):
+        """It goes on whole, and without aiohttp's warning that it is large."""
+        rig = await serve(ANSWER, chain=[])
+        text = "十" * 600_000
+        await rig.ask(stream=False, messages=[{"role": "user", "content": text}])
+        assert text == (await rig.upstream.request()).json["messages"][0]["content"]
 
 
 class TestPool:

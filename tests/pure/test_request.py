@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.pure.fold import fold
 from relay.pure.openai import MAX_DEPTH
-from relay.pure.request import MAX_BRACKETS, MAX_CHOICES, ChatRequest, InvalidRequest
+from relay.pure.request import MAX_BRACKETS, MAX_CHOICES, MAX_MARKS, ChatRequest, InvalidRequest
 
 DIGITS = "123456789012345678901234567890123456789012345678901234567890"
 IMAGE = "data:image/png;base64," + "iVBORw0KGgoAAAANSUhEUgAA" * 40
@@ -43,7 +43,7 @@ def test_what_nobody_changed_goes_on_byte_for_byte() -> None:
     """White space, escapes, number formats and 60 digits stay; naming the model that it has changes nothing."""
     given = ChatRequest(EXACT)
     assert EXACT == given.encode()
-    assert EXACT == given.encode(model="gpt-4o")
+    assert EXACT == given.sent_on(model="gpt-4o")
     assert EXACT is given.encode()
 
 
@@ -67,15 +67,59 @@ def test_one_field_changes() -> None:
     assert given.encode() is given.encode()
 
 
+def test_several_fields_change_at_once() -> None:
+    """Those that were there keep their place, new ones stand last, in their order; the mapping is not kept."""
+    given, fields = ChatRequest(EXACT), {"b": 0.2, "y": "Ho", "a": int(DIGITS)}
+    given.update(fields)
+    one_by_one = ChatRequest(EXACT)
+    for name, value in fields.items():
+        one_by_one.set(name, value)
+    assert one_by_one.encode() == given.encode()
+    assert given.encode().endswith(f',"y":"Ho","z":1,"b":0.2,"a":{DIGITS}}}'.encode())
+    fields["b"] = 1
+    assert (0.2, "Ho", int(DIGITS)) == (given.get("b"), given.get("y"), given.get("a"))
+
+
+TALK = [
+    b'{"role":"system",  "content":"\\u4f60\\/"}',
+    b'{"role":"user","content":"a","x":%b}' % DIGITS.encode(),
+    b'{"content" : "\xe4\xbd\xa0\n]" ,\n"role":"user","y":[1.50, 1e2, -0, {"z":[]}]}'.replace(b"\n]", b"\\n]"),
+    b'{"r\\u006fle":"assistant","content":null}',
+]
+
+
+@given(st.sets(st.integers(0, len(TALK) - 1)).map(sorted), st.sampled_from([b",", b" ,\n "]))
+def test_messages_that_are_kept_go_on_byte_for_byte(positions: list[int], comma: bytes) -> None:
+    """White space, escapes and 60 digits inside a message stay; what stands between messages is a comma."""
+    given = ChatRequest(b'{"seed":%b, "messages" : [ %b ],"model":"m"}' % (DIGITS.encode(), comma.join(TALK)))
+    messages = given.messages
+    given.keep_messages(positions)
+    left = b",".join(TALK[position] for position in positions)
+    assert b'{"seed":%b,"messages":[%b],"model":"m"}' % (DIGITS.encode(), left) == given.encode()
+    assert [messages[position] for position in positions] == given.messages
+    assert given.encode() == given.sent_on(model="m")
+
+
+def test_messages_are_dropped_more_than_once() -> None:
+    """Positions are those of the messages that are left, also of messages that were set."""
+    given = request(*({"content": str(number)} for number in range(5)))
+    given.keep_messages([1, 2, 4])
+    given.keep_messages([0, 2])
+    assert [{"content": "1"}, {"content": "4"}] == given.messages == json.loads(given.encode())["messages"]
+    given.set("messages", [{"content": "\ud83d"}, {"x": int(DIGITS)}, {}])
+    given.keep_messages([0, 1])
+    assert [{"content": "\ud83d"}, {"x": int(DIGITS)}] == given.messages == json.loads(given.encode())["messages"]
+
+
 def test_the_upstream_has_a_name_of_its_own_for_the_model() -> None:
     """Only the model changes, in its place, and only for that upstream."""
     given = ChatRequest(EXACT)
-    sent = given.encode(model="qwen")
+    sent = given.sent_on(model="qwen")
     assert EXACT == given.encode()
     before, after = json.loads(EXACT), json.loads(sent)
     assert {**before, "model": "qwen"} == after
     assert [*before] == [*after]
-    assert "qwen" == json.loads(ChatRequest(body(model=None)).encode(model="qwen"))["model"]
+    assert "qwen" == json.loads(ChatRequest(body(model=None)).sent_on(model="qwen"))["model"]
 
 
 VALUES = st.recursive(
@@ -130,6 +174,10 @@ def test_any_changes(fields: dict[str, object], changes: list[tuple[str, object]
         pytest.param(body(x=1).replace(b"1", b"1" * 5000), id="5,000 digits"),
         pytest.param(body(x=1).replace(b"1", b"[" * 1_000_000), id="brackets without end"),
         pytest.param(body(x=[[]] * MAX_BRACKETS), id="brackets side by side"),
+        pytest.param(body(x=[1] * MAX_MARKS), id="numbers side by side"),
+        pytest.param(body(x=["["] * MAX_MARKS), id="strings side by side"),
+        pytest.param(body(x={str(n): 1 for n in range(MAX_MARKS // 2)}), id="keys side by side"),
+        pytest.param(body(x=1).replace(b"1", b'"' * 1_000_000), id="quotes without end"),
         pytest.param(body(x=1).replace(b"1", b"[" * MAX_DEPTH + b"]" * MAX_DEPTH), id="deep"),
         pytest.param(body(x=1).replace(b"1", b"[" * 990 + b"]" * 990), id="deeper than Python reads"),
         pytest.param(body(x=1).replace(b"1", b'"::",' + b"[" * 990 + b"]" * 990), id="deep, after an error"),
@@ -155,6 +203,15 @@ def test_brackets_are_counted_outside_strings(text: str, brackets: int) -> None:
     filler = [[]] * (MAX_BRACKETS - base - 1)
     assert ChatRequest(body(x=filler, user=text * 1000)).get("user") == text * 1000
     assert ("invalid_json", None) == refusal(body(x=[*filler, *[[]] * (brackets + 1)], user=text * 1000))
+
+
+@given(st.lists(st.sampled_from(["[", ":", '"', "\\", ",", "a"])).map("".join), st.integers(0, 3))
+def test_marks_are_counted_outside_strings(text: str, marks: int) -> None:
+    """A body with as many marks as there may be is read, and with one more it is not, whatever its strings hold."""
+    base = 14  # the body with its four fields, the messages and the message, and the list
+    filler = [1] * (MAX_MARKS - base + 1)
+    assert ChatRequest(body(x=filler, user=text * 1000)).get("user") == text * 1000
+    assert ("invalid_json", None) == refusal(body(x=[*filler, *[1] * (marks + 1)], user=text * 1000))
 
 
 def test_what_is_as_deep_as_may_be_is_read_and_changed() -> None:
@@ -224,6 +281,21 @@ def test_what_is_asked_for(fields: dict[str, object], seen: tuple[str, bool, int
     given = request(**fields)
     assert seen == (given.model, given.stream, given.choices, given.wants_usage)
     assert [{"role": "user", "content": "Hi"}] == given.messages
+
+
+@pytest.mark.parametrize(
+    ("fields", "speaks"),
+    [
+        ({"temperature": 1, "stop": "x", "user": "ann"}, False),
+        ({"tools": []}, True),
+        ({"response_format": {"type": "text"}}, True),
+        ({"nobody_has_heard_of_it": None}, True),
+    ],
+)
+def test_what_stands_beside_the_messages(fields: dict[str, object], speaks: bool) -> None:
+    """Any field that is not known to be a parameter may say something to the model."""
+    assert speaks is request(**fields).speaks_beside_messages
+    assert speaks is any(name in fields for name, _ in request(**dict.fromkeys(fields, "Hi")).texts())
 
 
 # Reading for moderation
@@ -423,3 +495,20 @@ def test_the_body_is_read_as_msgspec_reads_it() -> None:
         given.set("y", 1)
         assert {"messages", "x", "y"} == set(msgspec.json.decode(given.encode()))
         assert value in given.encode()
+
+
+class TestUsage:
+    """What is asked of an upstream for a meter of ours."""
+
+    def test_it_is_asked_for(self) -> None:
+        request = ChatRequest(body(stream=True, seed=10**60))
+        sent = request.sent_on(usage=True)
+        assert {"include_usage": True} == json.loads(sent)["stream_options"]
+        assert 10**60 == json.loads(sent)["seed"]
+        assert not request.wants_usage
+        assert request.encode() == body(stream=True, seed=10**60)
+
+    def test_other_options_stay(self) -> None:
+        given = {"include_usage": False, "include_obfuscation": False, "big": 10**60}
+        sent = json.loads(ChatRequest(body(stream=True, stream_options=given)).sent_on(usage=True))
+        assert {**given, "include_usage": True} == sent["stream_options"]

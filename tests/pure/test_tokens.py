@@ -1,10 +1,19 @@
-"""The estimate of tokens: its numbers, and what sums of it may rely on."""
+"""The estimate of tokens: its numbers, what sums of it may rely on, and what it learns."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.pure.tokens import estimate
+from relay.pure.tokens import (
+    ASKED_EVERY,
+    HIGHEST,
+    LEAST_TOKENS,
+    LOWEST,
+    MOST_MODELS,
+    MOST_TOKENS,
+    Calibration,
+    estimate,
+)
 
 ANY = st.text(st.characters(codec=None))
 
@@ -39,3 +48,77 @@ def test_no_character_is_free(text: str) -> None:
     rounding = 1e-9 * len(text)
     assert 0.24 * len(text) <= estimate(text) + rounding
     assert estimate(text) <= len(text) + rounding
+
+
+# Calibration
+
+
+def taught(*lessons: tuple[float, object], model: str = "m") -> Calibration:
+    calibration = Calibration()
+    for estimated, reported in lessons:
+        calibration.learn(model, estimated, reported)
+    return calibration
+
+
+def test_an_unknown_model_is_estimated_as_it_is() -> None:
+    """Nothing known is a factor of one, and what is learned about a model is not said of another."""
+    calibration = taught((1000, 2000))
+    assert 2.0 == calibration.factor("m")
+    assert 1.0 == calibration.factor("M") == Calibration().factor("m")
+
+
+def test_the_factor_follows_what_is_reported() -> None:
+    """The first prompt sets it; each further one moves it by a tenth, so after seven half of the way is gone."""
+    assert 1.9 == pytest.approx(taught((1000, 2000), (1000, 1000)).factor("m"))
+    assert 1.5 == pytest.approx(taught((1000, 2000), *[(1000, 1000)] * 7).factor("m"), abs=0.03)
+    assert 1.0 == pytest.approx(taught((1000, 2000), *[(1000, 1000)] * 99).factor("m"), abs=0.001)
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [None, True, False, 0, -1, -(10**30), MOST_TOKENS + 1, 10**60, 1000.0, float("nan"), float("inf"), "1000", [], {}],
+)
+def test_what_is_no_number_of_tokens(reported: object) -> None:
+    """An upstream may report anything; what cannot be a number of tokens teaches nothing."""
+    assert 1.0 == taught((1000, reported)).factor("m")
+    assert 2.0 == taught((1000, 2000), (1000, reported)).factor("m")
+
+
+def test_short_prompts_teach_nothing() -> None:
+    """A "Hi" of two tokens is reported as some tens: that is the template around it."""
+    assert 1.0 == taught((LEAST_TOKENS - 1, 2000)).factor("m")
+    assert 2.0 == taught((LEAST_TOKENS, 2 * LEAST_TOKENS)).factor("m")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(-1, 2 * MOST_TOKENS))))
+def test_the_factor_is_bounded(lessons: list[tuple[float, int]]) -> None:
+    """Whatever is reported, the factor stays between a quarter and four."""
+    assert LOWEST <= taught(*lessons).factor("m") <= HIGHEST
+
+
+@given(st.floats(LOWEST, HIGHEST), st.integers(LEAST_TOKENS, 100_000))
+def test_the_truth_is_learned(ratio: float, estimated: int) -> None:
+    """Told the same again and again, it says the same."""
+    calibration = taught(*[(estimated, round(ratio * estimated))] * 5)
+    assert ratio == pytest.approx(calibration.factor("m"), rel=0.02)
+
+
+def test_models_are_bounded() -> None:
+    """Clients may name any model where an upstream serves all; the ones learned about longest ago are forgotten."""
+    calibration = taught((1000, 3000))
+    for number in range(MOST_MODELS - 1):
+        calibration.learn(f"m{number}", 1000, 2000)
+    calibration.learn("m", 1000, 3000)
+    calibration.learn("one more", 1000, 2000)
+    known = [model for model in ("m", *(f"m{n}" for n in range(MOST_MODELS))) if calibration.factor(model) != 1.0]
+    assert ["m", *(f"m{n}" for n in range(1, MOST_MODELS - 1))] == known
+
+
+def test_whom_to_ask() -> None:
+    """A model that nothing is known about, and then one prompt of 32; a short prompt never."""
+    calibration = Calibration()
+    assert not calibration.wants("gpt-4", LEAST_TOKENS - 1)
+    assert all(calibration.wants("gpt-4", LEAST_TOKENS) for _ in range(32))
+    calibration.learn("gpt-4", 1000, 1000)
+    assert 10 == sum(calibration.wants("gpt-4", LEAST_TOKENS) for _ in range(10 * ASKED_EVERY))
+    assert calibration.wants("other", LEAST_TOKENS)
