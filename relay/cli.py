@@ -18,7 +18,7 @@ from relay.config import Config, load
 from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
-from relay.starter import starter
+from relay.starter import PROFILES, starter
 
 config_option = click.option(
     "--config",
@@ -59,9 +59,10 @@ def check_command(path: Path) -> None:
 
 
 @main.command("init")
-def init_command() -> None:
+@click.option("--profile", type=click.Choice(tuple(PROFILES)), help="One that serves a public API as its page says.")
+def init_command(profile: str | None) -> None:
     """Write a first relay.toml to standard output."""
-    click.echo(starter(), nl=False)
+    click.echo(starter(profile), nl=False)
 
 
 @main.command("demo")
@@ -108,6 +109,8 @@ def _effective(config: Config, chain: Chain) -> str:
         plugin = link.plugin
         lines.append(f"  {link.name}")
         lines.append(f"    runs in  {', '.join(hooks(link)) or 'nothing'}; serves {', '.join(sorted(plugin.serves))}")
+        if plugin.routes:
+            lines.append(f"    adds     POST {', POST '.join(plugin.routes)}")
         if plugin.needs:
             lines.append(f"    needs    {', '.join(key.name for key in plugin.needs)}")
         if plugin.gives:

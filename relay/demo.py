@@ -49,8 +49,15 @@ models = {models}
 use = "auth"
 keys = [{{ name = "demo", key = "{key}" }}]
 [[plugins]]
+use = "parameters"
+[[plugins]]
+use = "rate_limit"
+[[plugins]]
 use = "moderation"
 moderators = [{{ use = "lexicon", words = {words} }}]
+[[plugins]]
+use = "history"
+max_tokens = 3000
 """
 
 GREETING = """\

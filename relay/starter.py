@@ -1,13 +1,16 @@
-"""The first relay.toml, as `relay init` writes it: OpenAI upstream, one fresh key, a word list, nothing else needed."""
+"""The first relay.toml, as `relay init` writes it: one upstream, one fresh key, a word list, nothing else needed.
+
+A profile serves one of the two public APIs as its page says. Whatever it is, the variable OPENAI_API_KEY is all that it
+needs from outside.
+"""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from typing import Final
 
-TEMPLATE = """\
-# relay.toml: `relay check` says what it means, `relay serve` serves it.
-# The only thing that it needs from outside is the variable OPENAI_API_KEY.
-
+_LISTENERS: Final = """\
 [server]
 host = "127.0.0.1"
 port = 8080
@@ -23,6 +26,16 @@ url = "memory:"
 name = "openai"
 base_url = "https://api.openai.com/v1"
 api_key = {{ env = "OPENAI_API_KEY" }}
+"""
+
+_FIRST: Final = (
+    """\
+# relay.toml: `relay check` says what it means, `relay serve` serves it.
+# The only thing that it needs from outside is the variable OPENAI_API_KEY.
+
+"""
+    + _LISTENERS
+    + """\
 models = ["*"]               # or the names to serve: ["gpt-4o-mini"], or {{ public = "upstream's name" }}
 
 [[plugins]]
@@ -37,8 +50,104 @@ moderators = [
   {{ use = "lexicon", words = ["replace these", "by your own phrases"] }},   # or files = ["words.txt"]
 ]
 """
+)
+
+# What both pages promise: limits, a content check, and histories that fit the model.
+_LIMITS: Final = """\
+[[plugins]]
+use = "rate_limit"           # for each key
+requests_per_minute = 600
+concurrent_streams = 50
+
+# Here quota will stand, which is not built yet: nothing is charged, and no balance ends.
+
+[[plugins]]
+use = "moderation"           # of requests and replies
+moderators = [
+  {{ use = "lexicon", words = ["replace these", "换成您自己的词"] }},   # or files = ["words.txt"]
+  # Here tencent, Tencent Cloud's text moderation, will stand, which is not built yet.
+]
+"""
+
+_TALKBOT: Final = (
+    """\
+# relay.toml, profile talkbot: POST /v1/chat/completions and GET /v1/models, with the models, defaults, ranges and error
+# bodies of that API's page. `relay check` says what it means, `relay serve` serves it.
+#
+# To set: the variable OPENAI_API_KEY, the key for the upstream.
+# To look at: base_url, models, keys, help_url and words.
+
+"""
+    + _LISTENERS
+    + """\
+# Of these OpenAI has switched some off. What it calls otherwise is written {{ "gpt-4" = "gpt-4o", … }} for the whole list.
+models = [
+  "gpt-3.5-turbo", "gpt-3.5-turbo-0301", "gpt-3.5-turbo-0613", "gpt-3.5-turbo-16k", "gpt-3.5-turbo-16k-0613",
+  "gpt-3.5-turbo-1106", "gpt-3.5-turbo-0125",
+  "gpt-4", "gpt-4-0613", "gpt-4-1106-preview", "gpt-4-turbo-preview", "gpt-4-0125-preview", "gpt-4-turbo-2024-04-09",
+]
+
+[[plugins]]
+use = "auth"
+help_url = "https://vip.gptchatclub.com/api"   # where callers find their keys; the errors about keys name it
+keys = [
+  {{ name = "first", key = "{key}" }},   # made for you just now; only here
+]
+
+[[plugins]]
+use = "parameters"           # the page's: temperature 0.2, max_tokens 2048 and at most 4096, …
+
+"""
+    + _LIMITS
+    + """\
+
+[[plugins]]
+use = "history"              # drops the oldest turns of what no model of the list would take
+max_tokens = 120000          # the page sets no limit; set less to pay less
+"""
+)
+
+_BINGCHENG: Final = (
+    """\
+# relay.toml, profile bingcheng: POST /api/v2.Gptliu/search, with `messages` or with a history in `keyword`, as that API's
+# page says; the same key opens /v1/chat/completions. `relay check` says what it means, `relay serve` serves it.
+#
+# To set: the variable OPENAI_API_KEY, the key for the upstream.
+# To look at: base_url, models, keys, help_url and words.
+
+"""
+    + _LISTENERS
+    + """\
+models = ["gpt-3.5-turbo", "gpt-3.5-turbo-0301"]   # or {{ "gpt-3.5-turbo" = "upstream's name" }}
+
+[[plugins]]
+use = "auth"
+help_url = "https://gpt.bcwhkj.cn/"   # where callers find their keys; the errors about keys name it
+keys = [
+  {{ name = "first", key = "{key}" }},   # made for you just now; only here
+]
+
+[[plugins]]
+use = "bingcheng"            # the path and the format
+default_model = "gpt-3.5-turbo"   # for requests that name none
+
+# The page names no defaults and no ranges. Those of the talkbot profile are set by
+# [[plugins]]
+# use = "parameters"
+
+"""
+    + _LIMITS
+    + """\
+
+[[plugins]]
+use = "history"              # drops the oldest turns of what does not fit
+max_tokens = 3000            # of the 4,096 that the page's models read and write
+"""
+)
+
+PROFILES: Final[Mapping[str, str]] = {"talkbot": _TALKBOT, "bingcheng": _BINGCHENG}
 
 
-def starter() -> str:
-    """A configuration with a key of its own: 256 random bits."""
-    return TEMPLATE.format(key="sk-" + secrets.token_urlsafe(32))
+def starter(profile: str | None = None) -> str:
+    """A configuration with a key of its own: 256 random bits. `profile` is one of PROFILES."""
+    return (PROFILES[profile] if profile else _FIRST).format(key="sk-" + secrets.token_urlsafe(32))

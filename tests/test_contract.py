@@ -25,7 +25,7 @@ from relay.chain import Chain, Link
 from relay.config import Upstream, parse
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import PluginError, Reject, RelayError, Unavailable
-from relay.exchange import Exchange, Outcome
+from relay.exchange import CALLER, Exchange, Outcome
 from relay.moderator import Moderator
 from relay.options import Context, build
 from relay.plugin import OPERATIONS, Plugin, Reply, Sink
@@ -38,7 +38,11 @@ from relay.upstream import Answer
 # A configuration with which the plugin does what it is for, for each registered one.
 CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
     "auth": {"keys": [{"name": "test", "key": "sk-test"}]},
+    "bingcheng": {"default_model": "gpt-4"},
+    "history": {"max_tokens": 1},
     "moderation": {"moderators": [{"use": "lexicon", "words": ["forbidden"]}]},
+    "parameters": {},
+    "rate_limit": {"requests_per_minute": 60},
 }
 # What a request carries that every one of them lets through.
 HEADERS = {"Authorization": "Bearer sk-test"}
@@ -304,8 +308,9 @@ every_good_plugin = pytest.mark.parametrize("make", WELL_BEHAVED.values(), ids=W
 
 
 class Witness(Plugin):
-    """Writes down what happens to it, and passes everything on."""
+    """Writes down what happens to it, and passes everything on. The outer one gives what other plugins need."""
 
+    gives = (CALLER,)
     serves = frozenset(OPERATIONS)
 
     name: str
@@ -318,6 +323,7 @@ class Witness(Plugin):
         await self._wait()
         if self.refuses:
             raise Reject("Not you.", code="not_you")
+        ex[CALLER] = self.name
         self.seen.append(("on_request", self.name))
         return None
 
@@ -582,7 +588,12 @@ async def test_early_answer_from_within(make: Callable[[], Plugin]) -> None:
     seen: list[tuple[str, str]] = []
     errors: list[PluginError] = []
     chain = Chain(
-        [("subject", make()), ("witness", Witness(name="witness", seen=seen)), ("cache", Answers())],
+        [
+            ("outer", Witness(name="outer", seen=[])),
+            ("subject", make()),
+            ("witness", Witness(name="witness", seen=seen)),
+            ("cache", Answers()),
+        ],
         lambda error, _: errors.append(error),
     )
     ex, entered, kept = exchange(headers=HEADERS), [], Kept()
@@ -694,8 +705,11 @@ class OneUpstream:
     def __init__(self) -> None:
         self.bodies: list[HandBody] = []
 
-    def candidates(self, model: str) -> Sequence[Upstream]:
+    def serving(self, model: str) -> Sequence[Upstream]:
         return ()
+
+    def served(self, upstream: Upstream) -> None:
+        pass
 
     async def ask(self, ex: Exchange) -> Answer:
         await asyncio.sleep(0)

@@ -17,6 +17,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "click": frozenset({"relay.cli", "relay.demo"}),
     "uvloop": frozenset({"relay.cli"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.phrases"}),
+    "quicktok": frozenset({"relay_plugins.history.tokenizer"}),
 }
 
 # Pure code reads no clock, opens no socket and waits for nothing. (A table may be read from a file when it is imported.)
@@ -32,11 +33,11 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.demo", "relay.starter"}),
     frozenset({"relay.serve"}),
     frozenset({"relay.app", "relay.admin"}),
-    frozenset({"relay.assembly", "relay.upstream", "relay.http", "relay.writer", "relay.delivery"}),
+    frozenset({"relay.assembly", "relay.upstream", "relay.http", "relay.writer", "relay.delivery", "relay.usage"}),
     frozenset({"relay.chain", "relay.gate"}),
     frozenset({"relay.moderator", "relay.plugin"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),
-    frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body"}),
+    frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body", "relay.routes"}),
     frozenset({"relay.errors"}),
 )
 # Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo only.

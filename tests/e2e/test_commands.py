@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -58,6 +59,20 @@ BROKEN = {
         SOUND + '[[plugins]]\nuse = "moderation"\nmoderators = [{ use = "lexcion", words = ["x"] }]\n',
         ("plugins[1]", "lexcion", "lexicon"),
     ),
+}
+
+# What `relay init --profile` writes: the plugins in the order of the file, and the models that the page names.
+CHAINS = {
+    "talkbot": ["auth", "parameters", "rate_limit", "moderation", "history"],
+    "bingcheng": ["auth", "bingcheng", "rate_limit", "moderation", "history"],
+}
+MODELS = {
+    "talkbot": (
+        "gpt-3.5-turbo gpt-3.5-turbo-0301 gpt-3.5-turbo-0613 gpt-3.5-turbo-16k gpt-3.5-turbo-16k-0613 "
+        "gpt-3.5-turbo-1106 gpt-3.5-turbo-0125 gpt-4 gpt-4-0613 gpt-4-1106-preview gpt-4-turbo-preview "
+        "gpt-4-0125-preview gpt-4-turbo-2024-04-09"
+    ).split(),
+    "bingcheng": ["gpt-3.5-turbo", "gpt-3.5-turbo-0301"],
 }
 
 
@@ -213,6 +228,34 @@ class TestInit:
         checked = runner.invoke(main, ["check", "--config", str(config)])
         assert 2 == checked.exit_code
         assert "OPENAI_API_KEY" in checked.stderr
+
+    @pytest.mark.parametrize(("profile", "chain"), CHAINS.items(), ids=CHAINS)
+    def test_a_profile_can_be_checked(self, tmp_path, monkeypatch, profile, chain):
+        """All that it needs are the variables that its head names; its chain and its models are those of its page."""
+        runner = CliRunner()
+        written = [runner.invoke(main, ["init", "--profile", profile]).stdout for _ in range(2)]
+        assert written[0] != written[1]
+        head, _, rest = written[0].partition("[server]")
+        for name in re.findall(r'env = "(\w+)"', rest):
+            assert f"variable {name}" in head
+            monkeypatch.setenv(name, "sk-openai")
+        config = tmp_path / "relay.toml"
+        config.write_text(written[0])
+        checked = runner.invoke(main, ["check", "--config", str(config)])
+        assert 0 == checked.exit_code, checked.stderr
+        said = checked.stdout.splitlines()
+        links = said[said.index("chain, in the order in which requests meet it:") :]
+        assert chain == [line.strip() for line in links if re.fullmatch(r"  \w+", line)]
+        assert f"    models   {', '.join(MODELS[profile])}" in said
+        assert "quota will stand" in rest
+        assert "tencent" in rest
+        assert "sk-" not in checked.stdout
+
+    def test_an_unknown_profile(self):
+        """Those that there are are named."""
+        asked = CliRunner().invoke(main, ["init", "--profile", "talkbox"])
+        assert 2 == asked.exit_code
+        assert "'talkbot', 'bingcheng'" in asked.stderr
 
 
 class TestCheck:
