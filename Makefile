@@ -39,6 +39,7 @@ lock: $(VENV)/dev.stamp  ## pin every package with its hashes
 	$(COMPILE) $(UPGRADE) --all-extras --all-build-deps -o requirements-dev.lock pyproject.toml
 	$(COMPILE) $(UPGRADE) -c requirements-dev.lock -o requirements.lock pyproject.toml
 	$(COMPILE) $(UPGRADE) -c requirements-dev.lock --all-build-deps --only-build-deps -o requirements-build.lock pyproject.toml
+	$(COMPILE) $(UPGRADE) -c requirements-dev.lock -o requirements-users.lock tests/e2e/users/requirements.in
 
 $(MADE): requirements.lock requirements-build.lock requirements-dev.lock
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo >&2 \

@@ -118,7 +118,7 @@ class App:
         try:
             ex.reply_headers.update(self._cors(request))
             if request.method == hdrs.METH_OPTIONS and route is not None:
-                ex.outcome = Outcome("completed")
+                ex.outcome, reply.status = Outcome("completed"), 204
                 return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{route.method}, OPTIONS"})
             self._check(request, route)
             if operation == "models":

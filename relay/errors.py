@@ -78,13 +78,16 @@ class UpstreamError(RelayError):
 
 
 class ModerationError(RelayError):
-    """A reply cannot be shown: it violates, or nobody could say whether it does."""
+    """A reply cannot be shown, or a request not passed on: it violates, or nobody could say whether it does."""
 
     type = "moderation_error"
     default_status = 503
 
-    def __init__(self, message: str, *, code: str, status: int | None = None) -> None:
-        super().__init__(message, code=code, status=status, headers={"x-should-retry": "false"})
+    def __init__(self, message: str, *, code: str, status: int | None = None, acted: bool = True) -> None:
+        """`acted`: whether an upstream may have."""
+        super().__init__(
+            message, code=code, status=status, headers={"x-should-retry": "false"} if acted else NO_HEADERS
+        )
 
 
 class Unavailable(RelayError):

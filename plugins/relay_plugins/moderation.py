@@ -184,6 +184,7 @@ class Moderation(Plugin):
                 raise ModerationError(
                     "Content moderation does not answer; nothing is passed on unchecked. Ask again later.",
                     code="moderation_unavailable",
+                    acted=False,
                 )
             tally.unverified["open_failure"] = tally.unverified.get("open_failure", 0) + new_chars
             return

@@ -251,7 +251,9 @@ class TestMethods:
             preflight = {"Origin": "https://chat.example", "Access-Control-Request-Headers": names}
             async with rig.session.options(rig.chat_url, headers=preflight) as response:
                 assert allowed == response.headers["Access-Control-Allow-Headers"]
-        assert ["completed"] * 6 == [line["outcome"] for line in await rig.ended(6)]
+        lines = await rig.ended(6)
+        assert ["completed"] * 6 == [line["outcome"] for line in lines]
+        assert 4 == [line["status"] for line in lines].count(204)
 
     async def test_expect_100_continue(self, rig):
         """The body is asked for, and only if it is wanted."""
