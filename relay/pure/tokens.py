@@ -27,6 +27,10 @@ def estimate(text: str) -> float:
     return 0.68 * wide + 0.24 * (len(text) - wide)
 
 
+MOST_A_BYTE: Final = 0.24
+"""What `estimate` makes of one byte of a body at most: JSON writes no character with fewer bytes than UTF-8."""
+
+
 class Calibration:
     """By model, what its tokenizer makes of an estimated token: a moving average (EWMA), from 0.25 to 4.
 

@@ -203,6 +203,35 @@ async def test_a_stream_that_nobody_asked_is_not_looked_at() -> None:
     assert 2 == sum(asked)
 
 
+@pytest.mark.parametrize("count", ["estimate", "exact"])
+@pytest.mark.parametrize(
+    ("messages", "looked"),
+    [
+        (talk("Hi"), False),
+        (talk("Hi") * 300, True),
+        (talk(PROSE * 2), True),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b"}}]}], True),
+        ([{"role": "user", "content": "Hi", "name": "Ann"}], True),
+    ],
+    ids=["little", "many messages", "long", "an image", "more than text"],
+)
+async def test_what_surely_fits_is_not_looked_through(
+    messages: list[Message], looked: bool, count: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short conversations of nothing but text: most."""
+    plugin, seen = History(max_tokens=500, count=count), []
+    trimmed = plugin._trim
+
+    def trim(messages: Any, factor: float) -> Any:
+        seen.append(messages)
+        return trimmed(messages, factor)
+
+    monkeypatch.setattr(plugin, "_trim", trim)
+    plugin._calibration.learn("gpt-4", 1000, 1000)
+    await sent(plugin, messages)
+    assert looked is bool(seen)
+
+
 async def test_a_whole_reply_tells() -> None:
     """A reply that is not streamed always has its usage."""
     assert 2 == pytest.approx(await learned(frames.body("Hi", tokens=(TWICE, 9)), stream=False), rel=0.01)
@@ -292,10 +321,12 @@ async def test_what_was_learned_decides_what_stays() -> None:
     await answer(plugin, ex, *WORDS, frames.usage(3 * TWICE, 9), frames.done())
     assert 1 == len((await sent(plugin, long)).request.messages)
     assert 3 == len((await sent(plugin, long, model="gpt-5")).request.messages)
-    ex = await sent(plugin, long, stream_options={"include_usage": True})
-    assert 1 == len(ex.request.messages)
-    for _ in range(30):  # what was trimmed is compared too, so a factor that has become wrong mends itself
-        await answer(plugin, ex, *WORDS, frames.usage(round(ESTIMATED), 9), frames.done())
+    for _ in range(
+        30 * ASKED_EVERY
+    ):  # what was trimmed is compared too, so a factor that has become wrong mends itself
+        ex = await sent(plugin, long)
+        if ex.needs_usage:
+            await answer(plugin, ex, *WORDS, frames.usage(round(ESTIMATED), 9), frames.done())
     assert 3 == len((await sent(plugin, long)).request.messages)
 
 

@@ -1,5 +1,7 @@
 """The estimate of tokens: its numbers, what sums of it may rely on, and what it learns."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from relay.pure.tokens import (
     HIGHEST,
     LEAST_TOKENS,
     LOWEST,
+    MOST_A_BYTE,
     MOST_MODELS,
     MOST_TOKENS,
     Calibration,
@@ -48,6 +51,13 @@ def test_no_character_is_free(text: str) -> None:
     rounding = 1e-9 * len(text)
     assert 0.24 * len(text) <= estimate(text) + rounding
     assert estimate(text) <= len(text) + rounding
+
+
+@given(ANY, st.booleans())
+def test_a_byte_of_a_body_is_so_much_at_most(text: str, ascii: bool) -> None:
+    """However its JSON is written."""
+    size = len(json.dumps(text, ensure_ascii=ascii).encode("utf-8", "replace"))
+    assert estimate(text) <= MOST_A_BYTE * size
 
 
 # Calibration

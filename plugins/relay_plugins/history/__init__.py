@@ -27,7 +27,7 @@ from relay.metrics import Metrics
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS, said
 from relay.pure.openai import Chunk
-from relay.pure.tokens import Calibration, estimate
+from relay.pure.tokens import MOST_A_BYTE, Calibration, estimate
 from relay.pure.trim import Cost, Message, Trimmed, trim
 from relay_plugins.history.tokenizer import Encoding, Tokenizer, check_installed
 
@@ -103,8 +103,16 @@ class History(Plugin):
 
     async def on_request(self, ex: Exchange) -> Reply | None:
         request = ex.request
+        size = len(request.encode())
+        teaches = (
+            self._estimates
+            and not request.speaks_beside_messages
+            and self._calibration.wants(request.model, size * MOST_A_BYTE)
+        )
         messages, factor = request.messages, self._calibration.factor(request.model)
-        if len(request.encode()) > (INLINE_BYTES_EXACT if self.count == "exact" else INLINE_BYTES):
+        if not teaches and self._surely_fits(size, messages, factor):
+            return None
+        if size > (INLINE_BYTES_EXACT if self.count == "exact" else INLINE_BYTES):
             trimmed = await asyncio.to_thread(self._trim, messages, factor)
         else:
             trimmed = self._trim(messages, factor)
@@ -113,13 +121,21 @@ class History(Plugin):
             request.keep_messages(trimmed.kept)
             ex.reply_headers[HEADER] = str(dropped)
             self._metrics.history_trimmed(dropped)
-        if self._estimates:
+        if teaches:
             tokens, _, media = trimmed.cost
             if not media:
                 ex[_PROMPT] = _Measured(request.messages, tokens)
-                if not request.speaks_beside_messages and self._calibration.wants(request.model, tokens):
-                    ex.needs_usage = True
+                ex.needs_usage = True
         return None
+
+    def _surely_fits(self, size: int, messages: Sequence[Message], factor: float) -> bool:
+        """Whether a body of so many bytes need not be looked through: nothing but text stands in it, and little of that."""
+        if self.max_turns is not None or not all(map(_only_says, messages)):
+            return False
+        tokens = (size * MOST_A_BYTE * factor) if self.count == "estimate" else size
+        return (
+            self.max_tokens is None or tokens + MESSAGE_TOKENS * len(messages) * max(1.0, factor) <= self.max_tokens
+        ) and (self.max_chars is None or size <= self.max_chars)
 
     def _trim(self, messages: Sequence[Message], factor: float) -> Trimmed:
         """`factor` is what the model's tokenizer makes of an estimated token; 1 where tokens are counted."""
@@ -142,15 +158,17 @@ class History(Plugin):
     # Replies
 
     def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
-        request = ex.request
-        if not self._estimates or _PROMPT not in ex or request.speaks_beside_messages:
-            return sink
-        if request.stream and not ex.needs_usage and not request.wants_usage:
-            return sink  # few servers tell it unasked, and looking for it costs something for every chunk
-        prompt = ex[_PROMPT]
+        if _PROMPT not in ex:
+            return sink  # most teach nothing, and looking for a usage costs something for every chunk
+        prompt, request = ex[_PROMPT], ex.request
         if request.messages is not prompt.messages:  # a later plugin has changed them
             return sink
         return _UsageReader(sink, partial(self._calibration.learn, request.model, prompt.tokens))
+
+
+def _only_says(message: Message) -> bool:
+    """Whether it has a role and a text and nothing else."""
+    return len(message) == 2 and "role" in message and isinstance(message.get("content"), str)
 
 
 def _cost(count: Callable[[str], float], message: Message) -> Cost:
