@@ -7,9 +7,9 @@ the metrics) runs in a task of the app, so that a client that leaves cannot canc
 from __future__ import annotations
 
 import asyncio
-import re
+import math
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from aiohttp import hdrs, web
 
 from relay.chain import Chain, Link
 from relay.config import Config
+from relay.cors import cors_headers
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import (
     InternalError,
@@ -36,32 +37,18 @@ from relay.plugin import Sink
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
 from relay.routes import CHAT, ROUTES, Route
+from relay.silence import WATCH_S, SilenceWatch
 from relay.upstream import Answer, Upstreams
 from relay.usage import UsageFilter
 from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Writer, error_response
 
-# How often open replies are looked at for silence: a coarse watch costs nothing per chunk.
-WATCH_S = 0.5
-# Of an upstream that only comments (that it is still there, that it waits itself): how many times longer it may do so than
-# be silent.
-COMMENTS = 10
-# How long sinks may hold what they have after the upstream's end: longer than any verdict takes.
-KEPT_END_S = 120.0
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
-
-# What a page may read of a reply's head.
-EXPOSED = (
-    "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-    "x-ratelimit-reset-requests, x-relay-trimmed-messages"
-)
-# Names of headers, as browsers list them.
-_NAMES = re.compile(r"[a-zA-Z0-9-]{1,64}(, ?[a-zA-Z0-9-]{1,64}){0,40}")
 
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """A reply on its way, and what the watch saw of it when it last looked.
+    """A reply on its way.
 
     task: the handler's, to be cancelled only if the relay stops.
     """
@@ -74,12 +61,7 @@ class Open:
     writer: Writer | None = None
     status: int = 0
     drained: bool = False
-    reads: int = 0
-    read_at: float = 0.0
-    said: int = 0
-    said_at: float = 0.0
-    chunks: int = 0
-    wrote_at: float = 0.0
+    silence: SilenceWatch | None = None
 
 
 class App:
@@ -116,7 +98,7 @@ class App:
         self._open.add(reply)
         self._idle.clear()
         try:
-            ex.reply_headers.update(self._cors(request))
+            ex.reply_headers.update(cors_headers(request, self._server.cors_origins))
             if request.method == hdrs.METH_OPTIONS and route is not None:
                 ex.outcome, reply.status = Outcome("completed"), 204
                 return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{route.method}, OPTIONS"})
@@ -214,8 +196,15 @@ class App:
             reply.delivery = (
                 StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
             )
-        reply.read_at = reply.said_at = reply.wrote_at = ex.loop.time()
         if reply.delivery is not None:
+            reply.silence = SilenceWatch(
+                ex,
+                writer,
+                reply.delivery,
+                self._log,
+                keepalive_s=self._server.keepalive_s,
+                idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
+            )
             reply.delivery.start()
         if not stream:
             return await writer.run()
@@ -231,22 +220,6 @@ class App:
             ex.outcome = Outcome(_kind(error), error)
         ex.reply_headers.sent = True
         return error_response(error, ex.reply_headers)
-
-    def _cors(self, request: web.BaseRequest) -> Mapping[str, str]:
-        """Headers that let a page of an allowed origin read the reply."""
-        origin = request.headers.get(hdrs.ORIGIN)
-        allowed = self._server.cors_origins
-        if origin is None or (origin not in allowed and allowed != ("*",)):
-            return {}
-        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
-        return {
-            hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*" if allowed == ("*",) else origin,
-            # SDKs in browsers send a dozen of their own, and those that we do not know we do not read.
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: asked if _NAMES.fullmatch(asked) else "authorization, content-type",
-            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, OPTIONS",
-            hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: EXPOSED,
-            hdrs.VARY: hdrs.ORIGIN,
-        }
 
     # After the reply
 
@@ -329,47 +302,14 @@ class App:
 
     async def watch(self) -> None:
         """Look after silent upstreams and silent replies, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(WATCH_S, self._server.keepalive_s / 2))
-            self._look_after_all(loop.time())
+            self._look(asyncio.get_running_loop().time())
 
-    def _look_after_all(self, now: float) -> None:
+    def _look(self, now: float) -> None:
         for reply in tuple(self._open):
-            self._look_after(reply, now)
-
-    def _look_after(self, reply: Open, now: float) -> None:
-        writer, delivery, answer = reply.writer, reply.delivery, reply.answer
-        if writer is None or delivery is None:
-            return
-        if writer.chunks != reply.chunks:
-            reply.chunks, reply.wrote_at = writer.chunks, now
-        elif now - reply.wrote_at >= self._server.keepalive_s:
-            reply.wrote_at = now
-            writer.keep_alive()
-        if delivery.done:
-            if now - reply.read_at >= KEPT_END_S and writer.outcome is None:
-                self._log.error("a sink kept the end of a reply", request_id=reply.ex.id)
-                writer.end(Outcome("internal_error", InternalError()))
-            return
-        if answer is None or isinstance(delivery, Replay):
-            reply.read_at = now
-            return
-        delivery.look()
-        idle_timeout_s = answer.upstream.idle_timeout_s
-        said = delivery.reads - delivery.empty_reads
-        if said != reply.said or reply.ex.paused:
-            reply.said, reply.said_at = said, now
-        if delivery.reads != reply.reads or reply.ex.paused:
-            reply.reads, reply.read_at = delivery.reads, now
-        if now - reply.read_at >= idle_timeout_s or now - reply.said_at >= COMMENTS * idle_timeout_s:
-            error = UpstreamError(
-                "The model server fell silent; what was sent is all there is. Ask again.",
-                code="upstream_timeout",
-                status=504,
-                kind="idle",
-            )
-            reply.ex.stop(Outcome("upstream_error", error))
+            if reply.silence is not None:
+                reply.silence.look(now)
 
     async def drain(self, grace_s: float) -> int:
         """Take no new requests, let the open ones finish, then end them; returns how many had to be ended."""

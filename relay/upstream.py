@@ -1,9 +1,7 @@
-"""The upstreams: which one is asked, how, and what its answers mean.
+"""The upstreams: how they are asked, and what their answers mean. Which one is asked is for `relay.balancer` to say.
 
-One `Upstreams` a process. A request goes to the upstreams that serve its model, lowest priority first, within a priority
-by weight; those that have failed lately (`relay.pure.health`) come after all others. The next one is tried only while
-nothing has been sent to the client, the failure is one that the operator lists in `retry_on`, and the retries of all
-requests together stay a small share of them (`relay.pure.retry`).
+One `Upstreams` a process. The next upstream is tried only while nothing has been sent to the client, the failure is one
+that the operator lists in `retry_on`, and the retries of all requests together stay a small share of them.
 
 What is sent on: our own headers and the body, nothing of the client's. Redirects are not followed, replies are asked for
 uncompressed, and aiohttp's own limits (100 connections, five minutes in all) are lifted: ours are per upstream.
@@ -12,7 +10,6 @@ uncompressed, and aiohttp's own limits (100 connections, five minutes in all) ar
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,22 +24,19 @@ from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
 from yarl import URL
 
+from relay.balancer import Balancer
 from relay.body import Body, PushConnector, PushProtocol
-from relay.config import ANY_MODEL, Upstream
+from relay.config import Upstream
 from relay.errors import (
     Reject,
     RelayError,
     UpstreamError,
     forget_frames,
-    unsupported_model,
     upstream_malformed,
 )
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
-from relay.pure.health import Health, Reason
-from relay.pure.request import ChatRequest
-from relay.pure.retry import RetryBudget
 
 # uvicorn closes idle connections after 5 s; one that we give up first is never found closed.
 POOL_IDLE_S: Final = 4.0
@@ -85,19 +79,11 @@ class Upstreams:
         metrics: Metrics,
         log: Logger,
     ) -> None:
-        self._upstreams = tuple(sorted(configured, key=lambda upstream: upstream.priority))
+        upstreams = tuple(configured)
         self._make_body = make_body
         self._metrics = metrics
-        self._log = log
-        self._health = {upstream.name: Health() for upstream in self._upstreams}
-        self._budget = RetryBudget(asyncio.get_running_loop().time())
-        self._models = {
-            model: tuple(u for u in self._upstreams if model in u.model_map or ANY_MODEL in u.model_map)
-            for upstream in self._upstreams
-            for model in upstream.model_map
-        }
-        self._endpoints = {upstream.name: _endpoint(upstream) for upstream in self._upstreams}
-        self._random = random.Random()  # noqa: S311 - it spreads load
+        self._balancer = Balancer(upstreams, metrics, log, _now())
+        self._endpoints = {upstream.name: _endpoint(upstream) for upstream in upstreams}
         self._session: aiohttp.ClientSession | None = None
         self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
 
@@ -123,39 +109,20 @@ class Upstreams:
     @property
     def models(self) -> tuple[str, ...]:
         """The public names, in the order of the file, without "*"."""
-        return tuple(model for model in self._models if model != ANY_MODEL)
+        return self._balancer.models
 
     def serving(self, model: str) -> Sequence[Upstream]:
         """Who serves a model. Raises Reject if nobody does."""
-        serving = self._models.get(model) or (self._models.get(ANY_MODEL, ()) if model else ())
-        if not serving:
-            raise unsupported_model()
-        return serving
-
-    def _in_order(self, model: str, now: float) -> Sequence[Upstream]:
-        """Who is to be asked for a model."""
-        serving = self.serving(model)
-        if len(serving) == 1:
-            return serving
-        # Sorting by u^(1/weight) draws without replacement in proportion to the weights (Efraimidis, Spirakis 2006).
-        return sorted(
-            serving,
-            key=lambda u: (not self._health[u.name].ready(now), u.priority, -(self._random.random() ** (1 / u.weight))),
-        )
+        return self._balancer.serving(model)
 
     async def ask(self, ex: Exchange) -> Answer:
         """The first good answer. Raises UpstreamError or Reject."""
-        self._budget.earn(ex.loop.time())
-        *others, last = self._in_order(ex.request.model, ex.loop.time())
+        *others, last = self._balancer.order(ex.request.model, ex.loop.time())
         for upstream in others:
             try:
                 return await self._ask_freshly(upstream, ex)
             except _Refused as refused:
-                if refused.reason not in upstream.retry_on:
-                    raise refused.error from None
-                within = self._budget.spend()
-                self._metrics.upstream_retry(upstream.name, "tried" if within else "over_budget")
-                if not within:
+                if not self._balancer.may_retry(upstream, refused.reason):
                     raise refused.error from None
         try:
             return await self._ask_freshly(last, ex)
@@ -178,7 +145,7 @@ class Upstreams:
         usage = ex.needs_usage and upstream.usage == "inject" and request.stream and not request.wants_usage
         sent = request.sent_on(model=upstream.model_map.get(request.model), usage=usage)
         asked_at = ex.loop.time()
-        self._health[upstream.name].asked(asked_at)
+        self._balancer.asked(upstream, asked_at)
         try:
             async with asyncio.timeout(upstream.first_byte_timeout_s):
                 response = await self._session.post(
@@ -199,7 +166,9 @@ class Upstreams:
             if response.status == 200:
                 self._metrics.upstream_request(upstream.name, "answered")
                 self._check_head(upstream, response, request.stream)
-                self._answered(upstream, request, asked_at)
+                # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
+                now = ex.loop.time()
+                self._balancer.answered(upstream, now, request.model, now - asked_at if request.stream else None)
                 body = self._make_body(response)
                 self._bodies.add(body)
                 return Answer(upstream, body, asked_at, usage)
@@ -213,29 +182,12 @@ class Upstreams:
 
     def served(self, upstream: Upstream) -> None:
         """An upstream's reply has ended well."""
-        self._health[upstream.name].served()
+        self._balancer.served(upstream)
 
     def failed(self, upstream: Upstream, error: UpstreamError) -> None:
         """An upstream has failed inside its reply."""
         self._metrics.upstream_error(upstream.name, error.kind)
-        self._judged(upstream, self._health[upstream.name].broke_off(_now()))
-
-    def _answered(self, upstream: Upstream, request: ChatRequest, asked_at: float) -> None:
-        """A good head has come. That of a stream says how quick an upstream is; other replies are as slow as long."""
-        now = _now()
-        others = (self._health[other.name].usual_s for other in self.serving(request.model) if other is not upstream)
-        usual_s = min((usual for usual in others if usual is not None), default=None)
-        was_ejected = self._health[upstream.name].ejected
-        reason = self._health[upstream.name].answered(now, now - asked_at if request.stream else None, usual_s)
-        self._judged(upstream, reason)
-        if was_ejected and reason is None:
-            self._metrics.upstream_ejected(upstream.name, False)
-            self._log.info("upstream is back", upstream=upstream.name)
-
-    def _judged(self, upstream: Upstream, reason: Reason | None) -> None:
-        if reason is not None:
-            self._metrics.upstream_ejected(upstream.name, True, reason)
-            self._log.warning("upstream ejected", upstream=upstream.name, reason=reason)
+        self._balancer.broke_off(upstream, _now())
 
     def _check_head(self, upstream: Upstream, response: aiohttp.ClientResponse, stream: bool) -> None:
         """Raises UpstreamError if what follows cannot be what was asked for."""
@@ -245,7 +197,8 @@ class Upstreams:
         wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
         if encoding != "identity" or wrong:
             error = upstream_malformed()
-            self.failed(upstream, error)
+            self._metrics.upstream_error(upstream.name, error.kind)
+            self._balancer.failed(upstream, _now())
             raise error
 
     def _unanswered(self, upstream: Upstream, cause: BaseException) -> _Refused:
@@ -255,7 +208,7 @@ class Upstreams:
         reason = "first_byte" if late else "connect" if unsent else "error"
         self._metrics.upstream_request(upstream.name, "failed")
         self._metrics.upstream_error(upstream.name, reason)
-        self._judged(upstream, self._health[upstream.name].failed(_now()))
+        self._balancer.failed(upstream, _now())
         if late:
             error = UpstreamError(
                 "The model server did not answer in time. Ask again later.",
@@ -276,13 +229,12 @@ class Upstreams:
     async def _refusal(self, upstream: Upstream, response: aiohttp.ClientResponse) -> RelayError:
         """The error for a status that is not 200."""
         status = response.status
-        health = self._health[upstream.name]
         if status in _CLIENT_ERRORS:
-            health.answered(_now())
+            self._balancer.answered(upstream, _now())
             return await _client_error(response)
         self._metrics.upstream_error(upstream.name, "status")
         if status != 429:  # that is a limit, and it is well
-            self._judged(upstream, health.failed(_now()))
+            self._balancer.failed(upstream, _now())
         if status in (401, 403):
             return UpstreamError(
                 "The model server does not accept the relay's credentials; tell the operator.",

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 
 # Who may name a library, besides nobody. A library that is not listed here may be named anywhere outside relay.pure.
 ONLY_IN: Mapping[str, frozenset[str]] = {
-    "aiohttp": frozenset(f"relay.{name}" for name in ("admin", "app", "body", "http", "serve", "upstream", "writer")),
+    "aiohttp": frozenset(
+        f"relay.{name}" for name in ("admin", "app", "body", "cors", "http", "serve", "upstream", "writer")
+    ),
     "prometheus_client": frozenset({"relay.metrics"}),
     "structlog": frozenset({"relay.log"}),
     "tomllib": frozenset({"relay.config"}),
@@ -33,7 +35,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.demo", "relay.starter"}),
     frozenset({"relay.serve"}),
     frozenset({"relay.app", "relay.admin"}),
-    frozenset({"relay.assembly", "relay.upstream", "relay.http", "relay.writer", "relay.delivery", "relay.usage"}),
+    frozenset({"relay.silence"}),
+    frozenset(
+        {
+            "relay.assembly",
+            "relay.balancer",
+            "relay.upstream",
+            "relay.http",
+            "relay.writer",
+            "relay.delivery",
+            "relay.usage",
+            "relay.cors",
+        }
+    ),
     frozenset({"relay.chain", "relay.gate"}),
     frozenset({"relay.moderator", "relay.plugin"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),

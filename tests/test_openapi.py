@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import schemathesis
 
-from relay.app import EXPOSED
 from relay.assembly import registries
+from relay.cors import EXPOSED
 from relay.errors import Reject
 from relay.pure.request import InvalidRequest
 from relay.routes import CHAT, ROUTES

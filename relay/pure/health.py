@@ -88,7 +88,7 @@ class Health:
     def broke_off(self, now: float) -> Reason | None:
         """A reply has broken off. Returns why it is ejected, if it is now."""
         if self.ejected:
-            return None
+            return self._eject(now, "replies") if self._probing else None
         self._broken += 1
         return self._eject(now, "replies") if self._broken >= FAILURES else None
 

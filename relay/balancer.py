@@ -1,0 +1,102 @@
+"""Which upstream is asked, in which order, and whether one more may be: priorities, weights, health and a budget."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from relay.config import ANY_MODEL, Upstream
+from relay.errors import unsupported_model
+from relay.log import Logger
+from relay.metrics import Metrics
+from relay.pure.health import Health, Reason
+from relay.pure.retry import RetryBudget
+
+
+class Balancer:
+    """Times are seconds of the loop's clock.
+
+    A request goes to the upstreams that serve its model, lowest priority first, within a priority by weight; those that
+    are ejected come after all others, so that somebody is asked even when nobody is well.
+    """
+
+    def __init__(self, configured: Iterable[Upstream], metrics: Metrics, log: Logger, now: float) -> None:
+        upstreams = sorted(configured, key=lambda upstream: upstream.priority)
+        self._serving = {
+            model: tuple(u for u in upstreams if model in u.model_map or ANY_MODEL in u.model_map)
+            for upstream in upstreams
+            for model in upstream.model_map
+        }
+        self._health = {upstream.name: Health() for upstream in upstreams}
+        self._budget = RetryBudget(now)
+        self._random = random.Random()  # noqa: S311 - it spreads load
+        self._metrics = metrics
+        self._log = log
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The public names, in the order of the file, without "*"."""
+        return tuple(model for model in self._serving if model != ANY_MODEL)
+
+    def serving(self, model: str) -> Sequence[Upstream]:
+        """Who serves a model. Raises Reject if nobody does."""
+        serving = self._serving.get(model) or (self._serving.get(ANY_MODEL, ()) if model else ())
+        if not serving:
+            raise unsupported_model()
+        return serving
+
+    def order(self, model: str, now: float) -> Sequence[Upstream]:
+        """Who is to be asked for a model, one after the other. Raises Reject if nobody serves it."""
+        self._budget.earn(now)
+        serving = self.serving(model)
+        if len(serving) == 1:
+            return serving
+        # Sorting by u^(1/weight) draws without replacement in proportion to the weights (Efraimidis, Spirakis 2006).
+        return sorted(
+            serving,
+            key=lambda u: (not self._health[u.name].ready(now), u.priority, -(self._random.random() ** (1 / u.weight))),
+        )
+
+    def may_retry(self, upstream: Upstream, reason: str) -> bool:
+        """Whether the next may be asked after `upstream` has failed for `reason`, a word of `retry_on`."""
+        if reason not in upstream.retry_on:
+            return False
+        within = self._budget.spend()
+        self._metrics.upstream_retry(upstream.name, "tried" if within else "over_budget")
+        return within
+
+    # What becomes of the requests
+
+    def asked(self, upstream: Upstream, now: float) -> None:
+        """A request goes to it. What comes of it is told by `answered` or `failed`, or by nobody if its client leaves."""
+        self._health[upstream.name].asked(now)
+
+    def answered(self, upstream: Upstream, now: float, model: str = "", took_s: float | None = None) -> None:
+        """A head has come. `took_s` is how long it took, where that is compared with others that serve `model`."""
+        health = self._health[upstream.name]
+        usual_s = None
+        if took_s is not None:
+            others = (self._health[other.name].usual_s for other in self.serving(model) if other is not upstream)
+            usual_s = min((usual for usual in others if usual is not None), default=None)
+        was_ejected = health.ejected
+        self._judge(upstream, health.answered(now, took_s, usual_s))
+        if was_ejected and not health.ejected:
+            self._metrics.upstream_ejected(upstream.name, False)
+            self._log.info("upstream is back", upstream=upstream.name)
+
+    def failed(self, upstream: Upstream, now: float) -> None:
+        """No head has come that could be used."""
+        self._judge(upstream, self._health[upstream.name].failed(now))
+
+    def broke_off(self, upstream: Upstream, now: float) -> None:
+        """A reply has broken off after its head."""
+        self._judge(upstream, self._health[upstream.name].broke_off(now))
+
+    def served(self, upstream: Upstream) -> None:
+        """A reply has ended well."""
+        self._health[upstream.name].served()
+
+    def _judge(self, upstream: Upstream, reason: Reason | None) -> None:
+        if reason is not None:
+            self._metrics.upstream_ejected(upstream.name, True, reason)
+            self._log.warning("upstream ejected", upstream=upstream.name, reason=reason)
