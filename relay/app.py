@@ -32,7 +32,7 @@ from relay.errors import (
 from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
 from relay.http import SERVER, new_id, read_body
 from relay.log import Logger
-from relay.metrics import Metrics, RequestRecord
+from relay.metrics import OTHER, Metrics, RequestRecord
 from relay.plugin import Sink
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
@@ -50,11 +50,12 @@ END_S = 2.0
 class Open:
     """A reply on its way.
 
-    task: the handler's, to be cancelled only if the relay stops.
+    task: the handler's, to be cancelled only if the relay stops. routed: its path is one that is served.
     """
 
     ex: Exchange
     task: asyncio.Task[Any] | None
+    routed: bool
     entered: list[Link] = field(default_factory=list)
     answer: Answer | None = None
     delivery: StreamDelivery | WholeDelivery | Replay | None = None
@@ -94,7 +95,7 @@ class App:
         ex = Exchange(new_id(), operation, headers=request.headers)
         ex.reply_headers["x-request-id"] = ex.id
         ex.reply_headers[hdrs.SERVER] = SERVER
-        reply = Open(ex, asyncio.current_task())
+        reply = Open(ex, asyncio.current_task(), route is not None)
         self._open.add(reply)
         self._idle.clear()
         try:
@@ -214,9 +215,25 @@ class App:
         finally:
             self._metrics.stream_closed()
 
+    def refused(self, error: RelayError, request_id: str, cause: BaseException | None) -> None:
+        """What was no request has been answered by the listener."""
+        self._metrics.request_ended(
+            RequestRecord(operation=OTHER, outcome=_kind(error), duration_s=0.0, refusal=error.code)
+        )
+        if isinstance(error, InternalError):
+            self._log.error("request failed", request_id=request_id, exc_info=cause)
+        self._log.info(
+            "request",
+            request_id=request_id,
+            operation=OTHER,
+            outcome=_kind(error),
+            code=error.code,
+            status=error.status,
+        )
+
     def _refuse(self, reply: Open, error: RelayError) -> web.StreamResponse:
         ex = reply.ex
-        if reply.writer is None:
+        if reply.writer is None:  # a writer has an outcome of its own, which says more than the error it raises
             ex.outcome = Outcome(_kind(error), error)
         ex.reply_headers.sent = True
         return error_response(error, ex.reply_headers)
@@ -241,12 +258,21 @@ class App:
             await ex.close()
             ex.outcome = ex.outcome or Outcome("client_gone")
             await self._chain.leave(ex, reply.entered)
+            if reply.answer is not None:
+                self._judge(reply.answer, ex.outcome)
             self._record(reply, ex.outcome)
         finally:
             ex.forget()
             self._open.discard(reply)
             if not self._open:
                 self._idle.set()
+
+    def _judge(self, answer: Answer, outcome: Outcome) -> None:
+        """Tell who answered how it went."""
+        if isinstance(outcome.error, UpstreamError):
+            self._upstreams.failed(answer, outcome.error)
+        elif outcome.kind in ("completed", "filtered"):
+            self._upstreams.served(answer)
 
     def _record(self, reply: Open, outcome: Outcome) -> None:
         ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
@@ -256,16 +282,12 @@ class App:
         if first_byte is not None and answer is not None and delivery is not None and not isinstance(delivery, Replay):
             overhead = max(0.0, first_byte - (delivery.first_at - answer.asked_at))
         error = outcome.error
-        if answer is not None:
-            if isinstance(error, UpstreamError):
-                self._upstreams.failed(answer.upstream, error)
-            elif outcome.kind in ("completed", "filtered"):
-                self._upstreams.served(answer.upstream)
         refused = error is not None and first_byte is None
         loaded = ex.loaded
+        operation = ex.operation if reply.routed else OTHER
         self._metrics.request_ended(
             RequestRecord(
-                operation=ex.operation,
+                operation=operation,
                 outcome=outcome.kind,
                 duration_s=duration,
                 model=loaded.model if loaded else "",
@@ -279,7 +301,7 @@ class App:
         self._log.info(
             "request",
             request_id=ex.id,
-            operation=ex.operation,
+            operation=operation,
             outcome=outcome.kind,
             code=error.code if error is not None else None,
             status=reply.status or None,

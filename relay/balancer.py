@@ -62,7 +62,7 @@ class Balancer:
         if reason not in upstream.retry_on:
             return False
         within = self._budget.spend()
-        self._metrics.upstream_retry(upstream.name, "tried" if within else "over_budget")
+        self._metrics.upstream_retry(upstream.name, "retried" if within else "over_budget")
         return within
 
     # What becomes of the requests
@@ -71,32 +71,34 @@ class Balancer:
         """A request goes to it. What comes of it is told by `answered` or `failed`, or by nobody if its client leaves."""
         self._health[upstream.name].asked(now)
 
-    def answered(self, upstream: Upstream, now: float, model: str = "", took_s: float | None = None) -> None:
-        """A head has come. `took_s` is how long it took, where that is compared with others that serve `model`."""
+    def answered(
+        self, upstream: Upstream, asked_at: float, now: float, *, model: str = "", timed: bool = False
+    ) -> None:
+        """A head has come. `timed`: how long it took is compared with others that serve `model`."""
         health = self._health[upstream.name]
         usual_s = None
-        if took_s is not None:
+        if timed:
             others = (self._health[other.name].usual_s for other in self.serving(model) if other is not upstream)
             usual_s = min((usual for usual in others if usual is not None), default=None)
         was_ejected = health.ejected
-        self._judge(upstream, health.answered(now, took_s, usual_s))
+        self._judge(upstream, health.answered(asked_at, now, timed=timed, usual_s=usual_s))
         if was_ejected and not health.ejected:
-            self._metrics.upstream_ejected(upstream.name, False)
+            self._metrics.upstream_returned(upstream.name)
             self._log.info("upstream is back", upstream=upstream.name)
 
-    def failed(self, upstream: Upstream, now: float) -> None:
+    def failed(self, upstream: Upstream, asked_at: float, now: float) -> None:
         """No head has come that could be used."""
-        self._judge(upstream, self._health[upstream.name].failed(now))
+        self._judge(upstream, self._health[upstream.name].failed(asked_at, now))
 
-    def broke_off(self, upstream: Upstream, now: float) -> None:
+    def broke_off(self, upstream: Upstream, asked_at: float, now: float) -> None:
         """A reply has broken off after its head."""
-        self._judge(upstream, self._health[upstream.name].broke_off(now))
+        self._judge(upstream, self._health[upstream.name].broke_off(asked_at, now))
 
-    def served(self, upstream: Upstream) -> None:
+    def served(self, upstream: Upstream, asked_at: float) -> None:
         """A reply has ended well."""
-        self._health[upstream.name].served()
+        self._health[upstream.name].served(asked_at)
 
     def _judge(self, upstream: Upstream, reason: Reason | None) -> None:
         if reason is not None:
-            self._metrics.upstream_ejected(upstream.name, True, reason)
+            self._metrics.upstream_ejected(upstream.name, reason)
             self._log.warning("upstream ejected", upstream=upstream.name, reason=reason)

@@ -1,4 +1,4 @@
-"""The body of an upstream's reply, pushed: the one file that reaches into aiohttp.
+"""The body of an upstream's reply, pushed; the file that reaches deepest into aiohttp.
 
 aiohttp reads bodies by awaiting a `StreamReader`, which costs a task switch a chunk. Here the class of that one reader
 is changed for the length of the reply, so that what the parser feeds to it goes straight to a consumer; and a read that

@@ -1,7 +1,7 @@
 """One reply on its way from the upstream to the sinks: bytes in, chunks out, one end.
 
 `StreamDelivery` reads an event stream: it knows what ends one ([DONE], an error object, the end of the bytes) and what
-must not pass for one. `WholeDelivery` collects a reply that is not streamed into one chunk. `replay` delivers a reply
+must not pass for one. `WholeDelivery` collects a reply that is not streamed into one chunk. `Replay` delivers a reply
 that a plugin gave.
 
 Nothing here awaits and nothing raises: what is wrong ends the reply with an outcome that says so. An end that comes from

@@ -70,7 +70,7 @@ class UpstreamError(RelayError):
         kind: str = "error",
         acted: bool = True,
     ) -> None:
-        """`kind` is the metric's label: connect, first_byte, idle, status, died, malformed, incomplete, error."""
+        """`kind` is the metric's label: connect, first_byte, idle, status, died, malformed, incomplete, reported, error."""
         super().__init__(
             message, code=code, status=status, headers={"x-should-retry": "false"} if acted else NO_HEADERS
         )
@@ -137,7 +137,7 @@ def unsupported_model() -> Reject:
 
 
 def unsupported_messages() -> Reject:
-    return Reject("Unsupported messages.", code="invalid_messages", type="talk_api_error", param=None)
+    return Reject("Unsupported messages.", code="invalid_messages", type="talk_api_error")
 
 
 def upstream_incomplete() -> UpstreamError:

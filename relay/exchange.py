@@ -103,7 +103,7 @@ class Exchange:
     id: the request id, in the reply's `x-request-id` and in every log line.
     started: the loop's clock, in seconds.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
-        many tokens it took. A client that did not ask for that does not see it.
+        many tokens it took. A client that did not ask for that does not see the frame that says so.
     """
 
     def __init__(

@@ -18,16 +18,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, http_exceptions, web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from relay.errors import Reject, RelayError
+from relay.errors import InternalError, Reject, RelayError
 from relay.writer import error_response
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+# The error that was answered, its request id, and what was raised if that was not a client's fault.
+OnRefusal = Callable[[RelayError, str, BaseException | None], None]
 
 # aiohttp's name of both versions tells an attacker which holes to try.
 SERVER = "relay"
@@ -44,11 +46,16 @@ _CLOSE: Mapping[str, str] = {hdrs.CONNECTION: "close"}
 
 
 class Listener(web.Server):
-    """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves."""
+    """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves.
 
-    def __init__(self, handler: Handler, **options: Any) -> None:
+    on_refusal: told of every answer that no handler gave.
+    """
+
+    def __init__(self, handler: Handler, *, on_refusal: OnRefusal | None = None, **options: Any) -> None:
+        self._handler = handler
+        self._on_refusal = on_refusal
         super().__init__(
-            _checked(handler),
+            self._handle,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -60,20 +67,23 @@ class Listener(web.Server):
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
-
-def _checked(handler: Handler) -> Handler:
-    """`handler`, for what is a request of ours; the connection is closed where the answer says so."""
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         wrong = _wrong(request)
         if wrong is not None:
-            return _refusal(wrong)
-        response = await handler(request)
+            return self.refuse(wrong)
+        response = await self._handler(request)
         if response.headers.get(hdrs.CONNECTION) == "close":
             response.force_close()
         return response
 
-    return handle
+    def refuse(self, error: RelayError, cause: BaseException | None = None) -> web.Response:
+        """An answer to what is no request, by which no exchange has begun. The connection is closed after it."""
+        request_id = new_id()
+        response = error_response(error, {"x-request-id": request_id, hdrs.SERVER: SERVER})
+        response.force_close()
+        if self._on_refusal is not None:
+            self._on_refusal(error, request_id, cause)
+        return response
 
 
 def _wrong(request: web.BaseRequest) -> Reject | None:
@@ -93,13 +103,6 @@ def _wrong(request: web.BaseRequest) -> Reject | None:
     return None
 
 
-def _refusal(error: RelayError) -> web.Response:
-    """An answer to what is no request, by which no exchange has begun. The connection is closed after it."""
-    response = error_response(error, {"x-request-id": new_id(), hdrs.SERVER: SERVER})
-    response.force_close()
-    return response
-
-
 class _Connection(RequestHandler):
     """broken: the body of the request that is being handled will not come, since what came is none."""
 
@@ -116,9 +119,8 @@ class _Connection(RequestHandler):
             # Empty lines between two requests are nothing.
             if self._late is None and data.strip(b"\r\n"):
                 self._late = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
-        elif self._late is not None:
-            self._late.cancel()
-            self._late = None
+        else:
+            self._in_time()
         request = self._current_request
         if (
             self._messages
@@ -130,10 +132,13 @@ class _Connection(RequestHandler):
             request.content.feed_eof()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._in_time()
+        super().connection_lost(exc)
+
+    def _in_time(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
-        super().connection_lost(exc)
 
     def _waits_for_head(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -154,25 +159,23 @@ class _Connection(RequestHandler):
         """An answer to what is no request. The connection is closed after it."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun; another one cannot be sent")
-        if isinstance(exc, http_exceptions.LineTooLong):
-            return _refusal(
-                Reject("A header line is too long; send at most 8,190 bytes.", code="headers_too_large", status=431)
-            )
-        if isinstance(exc, http_exceptions.BadHttpMessage) and exc.message == "Too many headers received":
-            return _refusal(
-                Reject(f"Too many header lines; send at most {MAX_HEADERS}.", code="headers_too_large", status=431)
-            )
-        if status == 408:
-            return _refusal(
-                Reject(
-                    f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.",
-                    code="request_timeout",
-                    status=status,
-                )
-            )
-        if 400 <= status < 500:
-            return _refusal(_invalid())
-        return _refusal(RelayError("Internal server error.", code="internal_error", status=status))
+        error = _meaning(status, exc)
+        return cast(Listener, self._manager).refuse(error, exc if isinstance(error, InternalError) else None)
+
+
+def _meaning(status: int, exc: BaseException | None) -> RelayError:
+    """The error for what aiohttp could not hand to a handler, or what a handler let through."""
+    if isinstance(exc, http_exceptions.LineTooLong):
+        return Reject("A header line is too long; send at most 8,190 bytes.", code="headers_too_large", status=431)
+    if isinstance(exc, http_exceptions.BadHttpMessage) and exc.message == "Too many headers received":
+        return Reject(f"Too many header lines; send at most {MAX_HEADERS}.", code="headers_too_large", status=431)
+    if status == 408:
+        return Reject(
+            f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.",
+            code="request_timeout",
+            status=status,
+        )
+    return _invalid() if 400 <= status < 500 else InternalError()
 
 
 def _invalid() -> Reject:
@@ -193,7 +196,7 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
         raise _too_large(max_bytes)
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
+        request.writer.output_size = 0  # aiohttp takes bytes written for an answer that has begun
     if request.content.is_eof():  # it has come with the head
         body: bytes = request.content.read_nowait()
         if len(body) > max_bytes:

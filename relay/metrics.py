@@ -64,7 +64,6 @@ OUTCOMES = ("completed", "filtered", "refused", "upstream_error", "client_gone",
 REFUSALS = (
     "bad_request",
     "headers_too_large",
-    "missing_api_key",
     "invalid_api_key",
     "invalid_json",
     "repeated_key",
@@ -80,6 +79,8 @@ REFUSALS = (
     "invalid_top_p",
     "invalid_user",
     "invalid_logit_bias",
+    "invalid_keyword",
+    "keyword_too_long",
     "request_too_large",
     "request_timeout",
     "unsupported_media_type",
@@ -88,7 +89,6 @@ REFUSALS = (
     "content_filter",
     "rate_limit_exceeded",
     "too_many_requests_in_flight",
-    "insufficient_quota",
     "moderation_unavailable",
     "moderation_stalled",
     "upstream_auth",
@@ -105,12 +105,15 @@ REFUSALS = (
 else's made up are "other"."""
 
 UPSTREAM_OUTCOMES = ("answered", "refused", "failed", "cancelled", OTHER)
-"""Of one request to an upstream: a 2xx head came; another status came; no head came; the client left before it."""
+"""Of one request to an upstream: a head with status 200 came; another status came; no head came; the client left before it."""
 
-UPSTREAM_ERRORS = ("connect", "first_byte", "idle", "status", "died", "malformed", "incomplete", "error", OTHER)
+UPSTREAM_ERRORS = (
+    *("connect", "first_byte", "idle", "status", "died", "malformed", "incomplete", "reported", "error"),
+    OTHER,
+)
 """What an upstream did wrong: the `kind` of an `UpstreamError`."""
 
-RETRIES = ("tried", "over_budget")
+RETRIES = ("retried", "over_budget")
 """Of a failure that may be retried."""
 
 CHARACTERS = ("in", "checked", "released", "withheld", "blocked")
@@ -165,7 +168,7 @@ REQUEST_DURATION = Family(
 FIRST_TOKEN = Family(
     "gen_ai_server_time_to_first_token_seconds",
     "histogram",
-    "From a request's arrival to the first text sent to the client.",
+    "From a request's arrival to the head of a stream, which leaves with its first frame.",
     ("gen_ai_operation_name", "gen_ai_request_model"),
 )
 UPSTREAM_REQUESTS = Family(
@@ -183,19 +186,19 @@ UPSTREAM_FAILURES = Family(
 UPSTREAM_RETRIES = Family(
     "relay_upstream_retries_total",
     "counter",
-    "Failures of an upstream after which the next was asked, or would have been if the budget for retries were not spent.",
+    "Retries elsewhere that a failure of this upstream led to, or would have led to but for the budget.",
     ("upstream", "outcome"),
 )
 UPSTREAM_EJECTIONS = Family(
     "relay_upstream_ejections_total",
     "counter",
-    "Times that an upstream was passed over from then on, by what had gone wrong.",
+    "Times that an upstream was put behind all others, by what had gone wrong.",
     ("upstream", "reason"),
 )
 UPSTREAM_EJECTED = Family(
     "relay_upstream_ejected",
     "gauge",
-    "Whether an upstream is passed over now: 1 or 0.",
+    "Whether an upstream is asked only after all others now: 1 or 0.",
     ("upstream",),
 )
 HISTORY_TRIMMED = Family(
@@ -367,7 +370,7 @@ class Metrics:
         self._violations |= _bind(self._violation_family, (name,), {*labels, OTHER})
 
     def stream_opened(self) -> None:
-        """A reply's head has left and its stream is open; `stream_closed` follows exactly once."""
+        """A stream is about to be written; `stream_closed` follows exactly once."""
         self._open_streams.inc()
 
     def stream_closed(self) -> None:
@@ -405,12 +408,15 @@ class Metrics:
         """A request may be asked again elsewhere; `outcome` is from `RETRIES`."""
         self._retries[_within(upstream, self._upstreams), outcome].inc()
 
-    def upstream_ejected(self, upstream: str, ejected: bool, reason: Reason = "heads") -> None:
-        """An upstream is passed over from now on, or no longer."""
+    def upstream_ejected(self, upstream: str, reason: Reason) -> None:
+        """An upstream is asked only after all others from now on."""
         known = _within(upstream, self._upstreams)
-        if ejected:
-            self._ejections[known, reason].inc()
-        self._ejected[(known,)].set(ejected)
+        self._ejections[known, reason].inc()
+        self._ejected[(known,)].set(1)
+
+    def upstream_returned(self, upstream: str) -> None:
+        """It is no longer."""
+        self._ejected[(_within(upstream, self._upstreams),)].set(0)
 
     def history_trimmed(self, messages: int) -> None:
         """So many messages of a conversation are not sent on."""

@@ -82,7 +82,7 @@ async def running(config: Config, log: Logger, *, reader: Reader = "push") -> As
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
-        public = Listener(app.handle, keepalive_timeout=config.server.idle_timeout_s)
+        public = Listener(app.handle, on_refusal=app.refused, keepalive_timeout=config.server.idle_timeout_s)
         public_port = await _listen(stack, public, config.server.host, config.server.port, what="public listener")
         watch = asyncio.get_running_loop().create_task(app.watch())
         stack.callback(watch.cancel)

@@ -10,7 +10,6 @@ uncompressed, and aiohttp's own limits (100 connections, five minutes in all) ar
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +17,6 @@ from typing import Final
 from weakref import WeakSet
 
 import aiohttp
-import orjson
 from aiohttp import hdrs
 from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage
@@ -27,33 +25,19 @@ from yarl import URL
 from relay.balancer import Balancer
 from relay.body import Body, PushConnector, PushProtocol
 from relay.config import Upstream
-from relay.errors import (
-    Reject,
-    RelayError,
-    UpstreamError,
-    forget_frames,
-    upstream_malformed,
-)
+from relay.errors import RelayError, UpstreamError, forget_frames
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
+from relay.pure.request import ChatRequest
+from relay.refusal import CLIENT_ERRORS, refusal, unanswered, wrong_head
 
 # uvicorn closes idle connections after 5 s; one that we give up first is never found closed.
 POOL_IDLE_S: Final = 4.0
-# An error body is an object of a few hundred bytes; what is longer is a page.
-MAX_ERROR_BYTES: Final = 65_536
-MAX_ERROR_CHARS: Final = 2_000
 # aiohttp writes longer bytes in one go, and warns that this may block the loop; a file it writes in pieces.
 MAX_INLINE_BYTES: Final = 2**20
 # Of a body that nobody has begun to push yet, or that is read by awaiting.
 READ_BUFFER_BYTES: Final = 32_768
-
-# What an upstream may say of the client's own request.
-_CLIENT_ERRORS: Final = frozenset({400, 404, 413, 422})
-_SECRETS: Final = re.compile(
-    r"\bhttps?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b(?:sk|key|Bearer)[-_ ][\w.*-]{6,}|"
-    r"\b[\w-]+(?:\.[\w-]+)+:\d{2,5}\b"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,103 +143,54 @@ class Upstreams:
             self._metrics.upstream_request(upstream.name, "cancelled")
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as cause:
-            refused = self._unanswered(upstream, cause)
+            error, reason = unanswered(cause)
             forget_frames(cause)
-            raise refused from None
+            self._metrics.upstream_request(upstream.name, "failed")
+            self._metrics.upstream_error(upstream.name, error.kind)
+            self._balancer.failed(upstream, asked_at, ex.loop.time())
+            raise _Refused(error, reason) from None
         try:
-            if response.status == 200:
-                self._metrics.upstream_request(upstream.name, "answered")
-                self._check_head(upstream, response, request.stream)
-                # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
-                now = ex.loop.time()
-                self._balancer.answered(upstream, now, request.model, now - asked_at if request.stream else None)
-                body = self._make_body(response)
-                self._bodies.add(body)
-                return Answer(upstream, body, asked_at, usage)
-            self._metrics.upstream_request(upstream.name, "refused")
-            error = await self._refusal(upstream, response)
+            return await self._read_head(upstream, response, request, asked_at, usage)
         except BaseException:
-            response.close()
+            response.close()  # a connection that was given back already is not touched by it
             raise
+
+    async def _read_head(
+        self, upstream: Upstream, response: aiohttp.ClientResponse, request: ChatRequest, asked_at: float, usage: bool
+    ) -> Answer:
+        """The answer, if this head is a good one. Raises _Refused, or UpstreamError where no other may be asked."""
+        now = _now()
+        if response.status == 200:
+            self._metrics.upstream_request(upstream.name, "answered")
+            malformed = wrong_head(response, request.stream)
+            if malformed is not None:
+                self._metrics.upstream_error(upstream.name, malformed.kind)
+                self._balancer.failed(upstream, asked_at, now)
+                raise malformed
+            # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
+            self._balancer.answered(upstream, asked_at, now, model=request.model, timed=request.stream)
+            body = self._make_body(response)
+            self._bodies.add(body)
+            return Answer(upstream, body, asked_at, usage)
+        self._metrics.upstream_request(upstream.name, "refused")
+        if response.status in CLIENT_ERRORS or response.status == 429:  # it is well, and says no
+            self._balancer.answered(upstream, asked_at, now)
+        else:
+            self._balancer.failed(upstream, asked_at, now)
+        if response.status not in CLIENT_ERRORS:
+            self._metrics.upstream_error(upstream.name, "status")
+        error = await refusal(response)
         response.release()
         raise _Refused(error, str(response.status))
 
-    def served(self, upstream: Upstream) -> None:
-        """An upstream's reply has ended well."""
-        self._balancer.served(upstream)
+    def served(self, answer: Answer) -> None:
+        """A reply has ended well."""
+        self._balancer.served(answer.upstream, answer.asked_at)
 
-    def failed(self, upstream: Upstream, error: UpstreamError) -> None:
+    def failed(self, answer: Answer, error: UpstreamError) -> None:
         """An upstream has failed inside its reply."""
-        self._metrics.upstream_error(upstream.name, error.kind)
-        self._balancer.broke_off(upstream, _now())
-
-    def _check_head(self, upstream: Upstream, response: aiohttp.ClientResponse, stream: bool) -> None:
-        """Raises UpstreamError if what follows cannot be what was asked for."""
-        encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-        kind = response.content_type
-        # Some servers name no type for their streams; aiohttp then says application/octet-stream.
-        wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
-        if encoding != "identity" or wrong:
-            error = upstream_malformed()
-            self._metrics.upstream_error(upstream.name, error.kind)
-            self._balancer.failed(upstream, _now())
-            raise error
-
-    def _unanswered(self, upstream: Upstream, cause: BaseException) -> _Refused:
-        """What it means that no head came."""
-        late = isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ConnectionTimeoutError)
-        unsent = isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        reason = "first_byte" if late else "connect" if unsent else "error"
-        self._metrics.upstream_request(upstream.name, "failed")
-        self._metrics.upstream_error(upstream.name, reason)
-        self._balancer.failed(upstream, _now())
-        if late:
-            error = UpstreamError(
-                "The model server did not answer in time. Ask again later.",
-                code="upstream_timeout",
-                status=504,
-                kind=reason,
-            )
-        else:
-            error = UpstreamError(
-                "The model server cannot be reached. Ask again later.",
-                code="upstream_unavailable",
-                status=502,
-                kind=reason,
-                acted=not unsent,
-            )
-        return _Refused(error, reason)
-
-    async def _refusal(self, upstream: Upstream, response: aiohttp.ClientResponse) -> RelayError:
-        """The error for a status that is not 200."""
-        status = response.status
-        if status in _CLIENT_ERRORS:
-            self._balancer.answered(upstream, _now())
-            return await _client_error(response)
-        self._metrics.upstream_error(upstream.name, "status")
-        if status != 429:  # that is a limit, and it is well
-            self._balancer.failed(upstream, _now())
-        if status in (401, 403):
-            return UpstreamError(
-                "The model server does not accept the relay's credentials; tell the operator.",
-                code="upstream_auth",
-                kind="status",
-            )
-        if status == 429:
-            retry_after = response.headers.get(hdrs.RETRY_AFTER, "")
-            headers: dict[str, str] = (
-                {hdrs.RETRY_AFTER: retry_after} if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else {}
-            )
-            return Reject(
-                "The model server is busy. Ask again later.",
-                code="rate_limit_exceeded",
-                status=429,
-                type="requests",
-                headers=headers,
-            )
-        return UpstreamError(
-            "The model server failed. Ask again later.", code="upstream_error", kind="status", acted=status != 503
-        )
+        self._metrics.upstream_error(answer.upstream.name, error.kind)
+        self._balancer.broke_off(answer.upstream, answer.asked_at, _now())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -320,29 +255,3 @@ class _Refused(Exception):
         super().__init__(reason)
         self.error = error
         self.reason = reason
-
-
-async def _client_error(response: aiohttp.ClientResponse) -> Reject:
-    """What the upstream says of the client's request, without addresses and keys."""
-    try:
-        body = b""
-        async with asyncio.timeout(5):
-            while len(body) < MAX_ERROR_BYTES and (part := await response.content.read(MAX_ERROR_BYTES - len(body))):
-                body += part
-        said = orjson.loads(body)["error"]
-        message = str(said["message"])
-    except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError, KeyError, TypeError):
-        said, message = {}, "The model server refuses this request."
-    fields = {name: scrub(said[name]) for name in ("type", "param", "code") if isinstance(said.get(name), str)}
-    return Reject(
-        scrub(message),
-        code=fields.get("code", "invalid_request"),
-        status=response.status,
-        type=fields.get("type", "invalid_request_error"),
-        param=fields.get("param"),
-    )
-
-
-def scrub(message: str) -> str:
-    """A message without what looks like an address or a key, and no longer than anybody reads."""
-    return _SECRETS.sub("…", message)[:MAX_ERROR_CHARS]

@@ -9,7 +9,7 @@ from relay.pure.openai import Chunk, PlainChunk
 class UsageFilter:
     """The sink next to the writer of such a reply: it drops the frame that says usage and nothing else.
 
-    `usage: null` in frames with text stays, and so does a usage beside text: those are the upstream's own way.
+    `usage: null` in frames with text stays, which some upstreams send because we asked, and so does a usage beside text.
     """
 
     __slots__ = ("_sink", "end")

@@ -708,7 +708,7 @@ class OneUpstream:
     def serving(self, model: str) -> Sequence[Upstream]:
         return ()
 
-    def served(self, upstream: Upstream) -> None:
+    def served(self, answer: Answer) -> None:
         pass
 
     async def ask(self, ex: Exchange) -> Answer:
@@ -720,7 +720,7 @@ class OneUpstream:
             _after(turns, lambda part=part: body.say(part))
         return Answer(Upstream(name="main", base_url="http://127.0.0.1:1/v1", models=["gpt-4"]), body, ex.loop.time())
 
-    def failed(self, upstream: Upstream, error: RelayError) -> None:
+    def failed(self, answer: Answer, error: RelayError) -> None:
         pass
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Who may name a library, besides nobody. A library that is not listed here may be named anywhere outside relay.pure.
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
-        f"relay.{name}" for name in ("admin", "app", "body", "cors", "http", "serve", "upstream", "writer")
+        f"relay.{name}" for name in ("admin", "app", "body", "cors", "http", "refusal", "serve", "upstream", "writer")
     ),
     "prometheus_client": frozenset({"relay.metrics"}),
     "structlog": frozenset({"relay.log"}),
@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "relay.assembly",
             "relay.balancer",
+            "relay.refusal",
             "relay.upstream",
             "relay.http",
             "relay.writer",

@@ -66,7 +66,7 @@ class RateLimit(Plugin):
 
     requests_per_minute: how fast used requests come back. burst: how many may come at once; a whole minute's, unless it
     is set. concurrent_streams: how many may be open, whole replies and lists of models included. overrides: other
-    numbers for some keys, by their names.
+    numbers for some keys, by their names; a name that no key has is not noticed.
     """
 
     requests_per_minute: Count = 600

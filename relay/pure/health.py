@@ -16,9 +16,11 @@ from typing import Final, Literal
 Reason = Literal["heads", "replies", "slow"]
 REASONS: Final[tuple[Reason, ...]] = ("heads", "replies", "slow")
 
-FAILURES: Final = 5
-EJECTED_S: Final = 5.0
-EJECTED_AT_MOST_S: Final = 60.0
+# Five in a row are no accident, even of an upstream that fails every second time. Five seconds are longer than a restart
+# of most servers, and a minute is not too long to notice that one is back.
+CONSECUTIVE_FAILURES: Final = 5
+BASE_EJECTION_S: Final = 5.0
+MAX_EJECTION_S: Final = 60.0
 # A probe whose client leaves tells nothing; then another request may be the next.
 PROBE_S: Final = 5.0
 
@@ -32,14 +34,14 @@ _SAMPLES: Final = 10
 
 
 class Health:
-    """What is known of one upstream."""
+    """What is known of one upstream. `asked_at` is when the request in question went to it, `now` when it is told."""
 
-    __slots__ = ("_broken", "_ejections", "_failed", "_heads", "_mean_s", "_probing", "_slow", "_until", "ejected")
+    __slots__ = ("_broken", "_ejected_at", "_ejections", "_failed", "_heads", "_mean_s", "_slow", "_until", "ejected")
 
     def __init__(self) -> None:
         self.ejected = False
+        self._ejected_at = 0.0
         self._until = 0.0  # when it may be asked again
-        self._probing = False
         self._ejections = 0  # in a row, without a reply that ended well in between
         self._failed = self._broken = self._slow = 0  # each in a row
         self._heads = 0
@@ -57,50 +59,57 @@ class Health:
     def asked(self, now: float) -> None:
         """A request goes to it. One that is ejected gets no other until this one has ended, or has had its time."""
         if self.ejected:
-            self._probing = True
             self._until = max(self._until, now + PROBE_S)
 
-    def answered(self, now: float, took_s: float | None = None, usual_s: float | None = None) -> Reason | None:
-        """A head has come. Returns why it is ejected, if it is now.
+    def answered(
+        self, asked_at: float, now: float, *, timed: bool = False, usual_s: float | None = None
+    ) -> Reason | None:
+        """A head has come. Returns why it is ejected, if it is from now on.
 
-        took_s: how long it took, if that says something; usual_s: what is usual for another upstream.
+        timed: how long it took says something; usual_s: what is usual for another upstream.
         """
+        if timed:
+            self._heads += 1
+            self._mean_s += (now - asked_at - self._mean_s) * max(_WEIGHT, 1 / self._heads)
+        if self._proves_nothing(asked_at):
+            return None
         self._failed = 0
-        self.ejected = self._probing = False
-        if took_s is None:
-            return None
-        self._heads += 1
-        self._mean_s += (took_s - self._mean_s) * max(_WEIGHT, 1 / self._heads)
-        if usual_s is None or took_s <= max(SLOW_S, SLOW_FACTOR * usual_s):
-            self._slow = 0
-            return None
-        self._slow += 1
+        self.ejected = False
+        if timed:
+            slow = usual_s is not None and now - asked_at > max(SLOW_S, SLOW_FACTOR * usual_s)
+            self._slow = self._slow + 1 if slow else 0
         return self._eject(now, "slow") if self._slow >= SLOW_HEADS else None
 
-    def failed(self, now: float) -> Reason | None:
-        """No head came, or one that says that the upstream cannot serve. Returns why it is ejected, if it is now."""
-        if self.ejected:
-            # Requests that were under way when it was ejected prove nothing new; the probe does.
-            return self._eject(now, "heads") if self._probing else None
+    def failed(self, asked_at: float, now: float) -> Reason | None:
+        """No head came, or one that says that the upstream cannot serve. Returns why it is ejected, if it is from now on."""
+        if self._proves_nothing(asked_at):
+            return None
         self._failed += 1
-        return self._eject(now, "heads") if self._failed >= FAILURES else None
+        return self._eject(now, "heads") if self.ejected or self._failed >= CONSECUTIVE_FAILURES else None
 
-    def broke_off(self, now: float) -> Reason | None:
-        """A reply has broken off. Returns why it is ejected, if it is now."""
-        if self.ejected:
-            return self._eject(now, "replies") if self._probing else None
+    def broke_off(self, asked_at: float, now: float) -> Reason | None:
+        """A reply has broken off. Returns why it is ejected, if it is from now on."""
+        if self._proves_nothing(asked_at):
+            return None
         self._broken += 1
-        return self._eject(now, "replies") if self._broken >= FAILURES else None
+        return self._eject(now, "replies") if self.ejected or self._broken >= CONSECUTIVE_FAILURES else None
 
-    def served(self) -> None:
+    def served(self, asked_at: float) -> None:
         """A reply has ended well."""
-        self._broken = 0
-        if not self._slow and not self.ejected:
-            self._ejections = 0
+        if not self._proves_nothing(asked_at):
+            self._broken = 0
+            if not self._slow and not self.ejected:
+                self._ejections = 0
 
-    def _eject(self, now: float, reason: Reason) -> Reason:
-        self.ejected, self._probing = True, False
+    def _proves_nothing(self, asked_at: float) -> bool:
+        """Whether a request was under way already when the upstream was ejected: it says nothing of how it is since."""
+        return self.ejected and asked_at < self._ejected_at
+
+    def _eject(self, now: float, reason: Reason) -> Reason | None:
+        """Eject it, or keep it ejected for longer because the probe has failed."""
+        already, self.ejected = self.ejected, True
         self._failed = self._broken = self._slow = 0
-        self._until = now + min(EJECTED_AT_MOST_S, EJECTED_S * 2.0 ** min(self._ejections, 10))
+        self._ejected_at = now
+        self._until = now + min(MAX_EJECTION_S, BASE_EJECTION_S * 2.0 ** min(self._ejections, 10))
         self._ejections += 1
-        return reason
+        return None if already else reason

@@ -35,7 +35,7 @@ _RAW_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class InvalidRequest(ValueError):
-    """A body that is no chat request. `code` and `param` are for the error body; the message says what to do."""
+    """A body that cannot be used. `code` and `param` are for the error body; the message says what to do."""
 
     def __init__(self, message: str, code: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class JsonObject:
 class ChatRequest(JsonObject):
     """A view on the body of a chat request.
 
-    Raises InvalidRequest if the body is no JSON object, repeats a key, or has no messages.
+    Raises InvalidRequest if the body is no JSON object, repeats a key, has no messages, or a `stream` or `n` that is none.
     """
 
     __slots__ = ()

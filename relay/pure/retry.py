@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-SHARE: Final = 0.2
-TRICKLE_PER_S: Final = 1.0
-FIRST: Final = 10.0
-AT_MOST: Final = 100.0
+RETRY_RATIO: Final = 0.2
+MIN_RETRIES_PER_S: Final = 1.0
+# A restart of the relay must not fall together with an upstream that nobody may be asked after; and what was saved up in
+# an hour of quiet must not all be spent at once.
+INITIAL_TOKENS: Final = 10.0
+MAX_TOKENS: Final = 100.0
 
 
 class RetryBudget:
@@ -20,13 +22,13 @@ class RetryBudget:
     __slots__ = ("_at", "_tokens")
 
     def __init__(self, now: float) -> None:
-        self._tokens = FIRST
+        self._tokens = INITIAL_TOKENS
         self._at = now
 
     def earn(self, now: float) -> None:
         """A request has come."""
         waited, self._at = max(0.0, now - self._at), now
-        self._tokens = min(AT_MOST, self._tokens + SHARE + TRICKLE_PER_S * waited)
+        self._tokens = min(MAX_TOKENS, self._tokens + RETRY_RATIO + MIN_RETRIES_PER_S * waited)
 
     def spend(self) -> bool:
         """Whether a request may be asked once more; it counts as asked."""

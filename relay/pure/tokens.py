@@ -12,9 +12,10 @@ from typing import Final
 # Templates of chats add some tens of tokens, so a short prompt says more about its server's template than about words.
 LEAST_TOKENS: Final = 200
 # More than any model reads: what an upstream reports may be anything.
-MOST_TOKENS: Final = 100_000_000
-MOST_MODELS: Final = 256
-LOWEST, HIGHEST = 0.25, 4.0
+MAX_TOKENS: Final = 100_000_000
+MAX_MODELS: Final = 256
+LOWEST: Final = 0.25
+HIGHEST: Final = 4.0
 # How much one prompt moves the factor: half of it is forgotten after seven.
 WEIGHT: Final = 0.1
 # Of the prompts that would teach something, how many pass between two that are asked about.
@@ -39,32 +40,46 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._factors: dict[str, float] = {}
-        self._prompts = 0  # that `wants` has looked at
+        self._models: dict[str, _Model] = {}
 
     def factor(self, model: str) -> float:
         """Tokens for each estimated token; 1 for a model that nothing is known about."""
-        return self._factors.get(model, 1.0)
+        known = self._models.get(model)
+        return 1.0 if known is None else known.factor
 
-    def wants(self, model: str, estimated: float) -> bool:
-        """Whether a usage that an upstream would not tell by itself is worth asking for.
+    def should_ask(self, model: str, estimated: float) -> bool:
+        """Whether this prompt is one whose usage is worth asking an upstream for.
 
-        It is while nothing is known about a model, and for one prompt of 32 later on.
+        It is while nothing is known about a model, and for one prompt of 32 later on; a short one never is.
         """
         if estimated < LEAST_TOKENS:
             return False
-        self._prompts += 1
-        return model not in self._factors or self._prompts % ASKED_EVERY == 0
+        known = self._models.get(model)
+        if known is None:
+            return True
+        known.prompts += 1
+        return known.prompts % ASKED_EVERY == 0
 
     def learn(self, model: str, estimated: float, reported: object) -> None:
         """A prompt of `estimated` tokens (by `estimate`, uncorrected) was `reported` by the upstream to have so many.
 
         What is no plausible number of tokens, and what is said of a short prompt, teaches nothing.
         """
-        if type(reported) is not int or not 0 < reported <= MOST_TOKENS or estimated < LEAST_TOKENS:
+        if type(reported) is not int or not 0 < reported <= MAX_TOKENS or estimated < LEAST_TOKENS:
             return
         ratio = min(max(reported / estimated, LOWEST), HIGHEST)
-        known = self._factors.pop(model, ratio)
-        self._factors[model] = known + WEIGHT * (ratio - known)
-        if len(self._factors) > MOST_MODELS:
-            del self._factors[next(iter(self._factors))]
+        known = self._models.pop(model, None) or _Model(ratio)
+        known.factor += WEIGHT * (ratio - known.factor)
+        self._models[model] = known
+        if len(self._models) > MAX_MODELS:
+            del self._models[next(iter(self._models))]
+
+
+class _Model:
+    """What is known of one model. prompts: how many have come since, that could have taught something."""
+
+    __slots__ = ("factor", "prompts")
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.prompts = 0

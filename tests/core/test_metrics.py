@@ -1,5 +1,7 @@
 """What the relay counts, read back as a scraper reads it."""
 
+import ast
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -262,3 +264,37 @@ def test_series_are_bounded_by_the_configuration():
         for outcome in names.OUTCOMES:
             metrics.request_ended(ended(model=model, outcome=outcome, first_token_s=1.0, refusal=model))
     assert len(samples(metrics)) <= 2000
+
+
+def codes(source: str) -> set[str]:
+    """The codes of error bodies that a source names: `code="…"`, and the second argument of InvalidRequest."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            named = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            if isinstance(node.func, ast.Name) and node.func.id == "InvalidRequest":
+                named += node.args[1:2]
+            found |= {value.value for value in named if isinstance(value, ast.Constant)}
+            found |= {f"invalid_{rule}" for value in named if isinstance(value, ast.JoinedStr) for rule in PARAMETERS}
+    return found
+
+
+# What `parameters` looks at: its codes are made of the names.
+PARAMETERS = (
+    "temperature max_tokens max_completion_tokens presence_penalty frequency_penalty top_p user logit_bias".split()
+)
+# Codes of the admin listener, which is not counted; and one of a guard's failures, which is named in relay.pure.
+ELSEWHERE = {"admin_token_not_configured", "invalid_admin_token"}
+
+
+def test_refusals_are_the_codes_that_there_are():
+    """Every code of the sources is counted under its name, and no name is there for nothing."""
+    root = Path(names.__file__).parents[1]
+    sources = [
+        path
+        for folder in ("relay", "plugins/relay_plugins")
+        for path in (root / folder).rglob("*.py")
+        if "testing" not in path.parts
+    ]
+    named = set().union(*(codes(path.read_text(encoding="utf-8")) for path in sources))
+    assert named - ELSEWHERE | {"moderation_stalled", names.OTHER} == set(names.REFUSALS)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from relay.pure import health, retry
-from relay.pure.health import FAILURES
+from relay.pure.health import CONSECUTIVE_FAILURES as FAILURES
 from relay.testing import Close, Head, Pause, Script, Send, frames, refused, streamed
 
 DATA = frames.stream(["Hel", "lo"])
@@ -41,20 +41,28 @@ class TestEjection:
         metrics = await rig.metrics()
         assert 1 == metrics['relay_upstream_ejected{upstream="u0"}']
         assert 1 == metrics['relay_upstream_ejections_total{reason="heads",upstream="u0"}']
-        assert FAILURES == metrics['relay_upstream_retries_total{outcome="tried",upstream="u0"}']
+        assert FAILURES == metrics['relay_upstream_retries_total{outcome="retried",upstream="u0"}']
 
-    async def test_it_comes_back(self, serve, monkeypatch):
+    @pytest.mark.parametrize(
+        ("back", "status"),
+        [(ANSWER, 200), (refused(400), 400)],
+        ids=["with an answer", "with a refusal of the request"],
+    )
+    async def test_it_comes_back(self, serve, monkeypatch, back, status):
         """When its time is over one request tries it, and if that is answered the others follow."""
-        monkeypatch.setattr(health, "EJECTED_S", 0.0)
+        monkeypatch.setattr(health, "BASE_EJECTION_S", 0.0)
         moody = Moody(refused(500))
         rig = await serve(moody, ANSWER, upstreams=BOTH, upstream={"retry_on": ["500"]})
         rig.loudest = "warning"
         for _ in range(FAILURES):
             assert 200 == (await rig.ask()).status
+        assert 1 == (await rig.metrics())['relay_upstream_ejected{upstream="u0"}']
+        moody.script = back
+        assert status == (await rig.ask()).status
         moody.script = ANSWER
         for _ in range(3):
             assert 200 == (await rig.ask()).status
-        assert [FAILURES + 3, FAILURES] == asked(rig)
+        assert [FAILURES + 4, FAILURES] == asked(rig)
         assert ["upstream ejected", "upstream is back"] == [
             line["event"] for line in rig.log if line["event"].startswith("upstream ")
         ]
@@ -81,13 +89,14 @@ class TestEjection:
         assert ("u0", "slow") == (line["upstream"], line["reason"])
 
     async def test_the_only_one_is_asked_all_the_same(self, serve):
-        """Whom else? And as soon as it can serve, it serves."""
+        """Whom else? And as soon as it can serve, it serves. That it cannot is told once."""
         moody = Moody(refused(500))
         rig = await serve(moody)
         rig.loudest = "warning"
         for _ in range(FAILURES + 2):
             assert 502 == (await rig.ask()).status
         moody.script = ANSWER
+        assert 1 == (await rig.metrics())['relay_upstream_ejections_total{reason="heads",upstream="u0"}']
         assert 200 == (await rig.ask()).status
         assert FAILURES + 3 == rig.upstream.received
 
@@ -101,9 +110,9 @@ class TestEjection:
 class TestBudget:
     async def test_retries_stay_a_share(self, serve, monkeypatch):
         """When everything fails, the second upstream does not get everything twice over."""
-        monkeypatch.setattr(retry, "TRICKLE_PER_S", 0.0)
-        monkeypatch.setattr(retry, "FIRST", 0.0)
-        monkeypatch.setattr(health, "FAILURES", 10**6)
+        monkeypatch.setattr(retry, "MIN_RETRIES_PER_S", 0.0)
+        monkeypatch.setattr(retry, "INITIAL_TOKENS", 0.0)
+        monkeypatch.setattr(health, "CONSECUTIVE_FAILURES", 10**6)
         rig = await serve(refused(503), refused(503), upstreams=BOTH)
         for _ in range(50):
             assert 502 == (await rig.ask()).status

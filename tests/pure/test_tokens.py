@@ -11,9 +11,9 @@ from relay.pure.tokens import (
     HIGHEST,
     LEAST_TOKENS,
     LOWEST,
+    MAX_MODELS,
+    MAX_TOKENS,
     MOST_A_BYTE,
-    MOST_MODELS,
-    MOST_TOKENS,
     Calibration,
     estimate,
 )
@@ -86,7 +86,7 @@ def test_the_factor_follows_what_is_reported() -> None:
 
 @pytest.mark.parametrize(
     "reported",
-    [None, True, False, 0, -1, -(10**30), MOST_TOKENS + 1, 10**60, 1000.0, float("nan"), float("inf"), "1000", [], {}],
+    [None, True, False, 0, -1, -(10**30), MAX_TOKENS + 1, 10**60, 1000.0, float("nan"), float("inf"), "1000", [], {}],
 )
 def test_what_is_no_number_of_tokens(reported: object) -> None:
     """An upstream may report anything; what cannot be a number of tokens teaches nothing."""
@@ -100,7 +100,7 @@ def test_short_prompts_teach_nothing() -> None:
     assert 2.0 == taught((LEAST_TOKENS, 2 * LEAST_TOKENS)).factor("m")
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(-1, 2 * MOST_TOKENS))))
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(-1, 2 * MAX_TOKENS))))
 def test_the_factor_is_bounded(lessons: list[tuple[float, int]]) -> None:
     """Whatever is reported, the factor stays between a quarter and four."""
     assert LOWEST <= taught(*lessons).factor("m") <= HIGHEST
@@ -116,19 +116,22 @@ def test_the_truth_is_learned(ratio: float, estimated: int) -> None:
 def test_models_are_bounded() -> None:
     """Clients may name any model where an upstream serves all; the ones learned about longest ago are forgotten."""
     calibration = taught((1000, 3000))
-    for number in range(MOST_MODELS - 1):
+    for number in range(MAX_MODELS - 1):
         calibration.learn(f"m{number}", 1000, 2000)
     calibration.learn("m", 1000, 3000)
     calibration.learn("one more", 1000, 2000)
-    known = [model for model in ("m", *(f"m{n}" for n in range(MOST_MODELS))) if calibration.factor(model) != 1.0]
-    assert ["m", *(f"m{n}" for n in range(1, MOST_MODELS - 1))] == known
+    known = [model for model in ("m", *(f"m{n}" for n in range(MAX_MODELS))) if calibration.factor(model) != 1.0]
+    assert ["m", *(f"m{n}" for n in range(1, MAX_MODELS - 1))] == known
 
 
 def test_whom_to_ask() -> None:
     """A model that nothing is known about, and then one prompt of 32; a short prompt never."""
     calibration = Calibration()
-    assert not calibration.wants("gpt-4", LEAST_TOKENS - 1)
-    assert all(calibration.wants("gpt-4", LEAST_TOKENS) for _ in range(32))
+    assert not calibration.should_ask("gpt-4", LEAST_TOKENS - 1)
+    assert all(calibration.should_ask("gpt-4", LEAST_TOKENS) for _ in range(32))
     calibration.learn("gpt-4", 1000, 1000)
-    assert 10 == sum(calibration.wants("gpt-4", LEAST_TOKENS) for _ in range(10 * ASKED_EVERY))
-    assert calibration.wants("other", LEAST_TOKENS)
+    assert 10 == sum(calibration.should_ask("gpt-4", LEAST_TOKENS) for _ in range(10 * ASKED_EVERY))
+    assert calibration.should_ask("other", LEAST_TOKENS)
+    calibration.learn("other", 1000, 1000)
+    turns = [calibration.should_ask(model, LEAST_TOKENS) for _ in range(ASKED_EVERY) for model in ("gpt-4", "other")]
+    assert 2 == sum(turns)  # each has its own count

@@ -107,7 +107,7 @@ class History(Plugin):
         teaches = (
             self._estimates
             and not request.speaks_beside_messages
-            and self._calibration.wants(request.model, size * MOST_A_BYTE)
+            and self._calibration.should_ask(request.model, size * MOST_A_BYTE)
         )
         messages, factor = request.messages, self._calibration.factor(request.model)
         if not teaches and self._surely_fits(size, messages, factor):

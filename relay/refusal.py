@@ -1,0 +1,109 @@
+"""What it means when an upstream does not answer as asked: errors for clients, without its addresses and keys."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+import aiohttp
+import orjson
+from aiohttp import hdrs
+
+from relay.errors import Reject, RelayError, UpstreamError, upstream_malformed
+
+# An error body is an object of a few hundred bytes; what is longer is a page.
+MAX_ERROR_BYTES: Final = 65_536
+MAX_ERROR_CHARS: Final = 2_000
+# How long it may take to come.
+ERROR_BODY_TIMEOUT_S: Final = 5.0
+# What an upstream may say of the client's own request.
+CLIENT_ERRORS: Final = frozenset({400, 404, 413, 422})
+_SECRETS: Final = re.compile(
+    r"\bhttps?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b(?:sk|key|Bearer)[-_ ][\w.*-]{6,}|"
+    r"\b[\w-]+(?:\.[\w-]+)+:\d{2,5}\b"
+)
+
+
+def unanswered(cause: BaseException) -> tuple[UpstreamError, str]:
+    """The error for a head that did not come, and the reason as `retry_on` names it."""
+    late = isinstance(cause, TimeoutError) and not isinstance(cause, aiohttp.ConnectionTimeoutError)
+    unsent = isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+    reason = "first_byte" if late else "connect" if unsent else "error"
+    if late:
+        error = UpstreamError(
+            "The model server did not answer in time. Ask again later.",
+            code="upstream_timeout",
+            status=504,
+            kind=reason,
+        )
+    else:
+        error = UpstreamError(
+            "The model server cannot be reached. Ask again later.",
+            code="upstream_unavailable",
+            status=502,
+            kind=reason,
+            acted=not unsent,
+        )
+    return error, reason
+
+
+def wrong_head(response: aiohttp.ClientResponse, stream: bool) -> UpstreamError | None:
+    """The error for a head with status 200 behind which cannot stand what was asked for."""
+    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+    kind = response.content_type
+    # Some servers name no type for their streams; aiohttp then says application/octet-stream.
+    wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
+    return upstream_malformed() if wrong or encoding != "identity" else None
+
+
+async def refusal(response: aiohttp.ClientResponse) -> RelayError:
+    """The error for a status that is not 200."""
+    status = response.status
+    if status in CLIENT_ERRORS:
+        return await _client_error(response)
+    if status in (401, 403):
+        return UpstreamError(
+            "The model server does not accept the relay's credentials; tell the operator.",
+            code="upstream_auth",
+            kind="status",
+        )
+    if status == 429:
+        retry_after = response.headers.get(hdrs.RETRY_AFTER, "")
+        return Reject(
+            "The model server is busy. Ask again later.",
+            code="rate_limit_exceeded",
+            status=429,
+            type="requests",
+            headers={hdrs.RETRY_AFTER: retry_after} if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else {},
+        )
+    # 503 says that nothing was done.
+    return UpstreamError(
+        "The model server failed. Ask again later.", code="upstream_error", kind="status", acted=status != 503
+    )
+
+
+async def _client_error(response: aiohttp.ClientResponse) -> Reject:
+    """What the upstream says of the client's request, without addresses and keys."""
+    try:
+        body = b""
+        async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+            while len(body) < MAX_ERROR_BYTES and (part := await response.content.read(MAX_ERROR_BYTES - len(body))):
+                body += part
+        said = orjson.loads(body)["error"]
+        message = str(said["message"])
+    except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError, KeyError, TypeError):
+        said, message = {}, "The model server refuses this request."
+    fields = {name: scrub(said[name]) for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    return Reject(
+        scrub(message),
+        code=fields.get("code") or "invalid_request",
+        status=response.status,
+        type=fields.get("type") or "invalid_request_error",
+        param=fields.get("param"),
+    )
+
+
+def scrub(message: str) -> str:
+    """A message without what looks like an address or a key, and no longer than anybody reads."""
+    return _SECRETS.sub("…", message)[:MAX_ERROR_CHARS]
