@@ -21,6 +21,7 @@ from relay.config import Config
 from relay.cors import cors_headers
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import (
+    NO_RETRY,
     InternalError,
     PluginError,
     Reject,
@@ -61,6 +62,7 @@ class Open:
     delivery: StreamDelivery | WholeDelivery | Replay | None = None
     writer: Writer | None = None
     status: int = 0
+    asked: bool = False  # an upstream may have the request
     drained: bool = False
     silence: SilenceWatch | None = None
 
@@ -121,7 +123,7 @@ class App:
             if not reply.drained or reply.task is None or reply.task.uncancel():
                 ex.stop(Outcome("client_gone"))
                 raise
-            response = self._refuse(reply, drained := _draining())
+            response = self._refuse(reply, drained := _cut_off(reply))
             ex.outcome = Outcome("drained", drained)
         except Exception:  # noqa: BLE001 - our own fault: logged whole, told in one line
             self._log.exception("request failed", request_id=ex.id)
@@ -148,7 +150,7 @@ class App:
 
     def _load(self, path: str, body: bytes) -> ChatRequest:
         try:
-            request = ChatRequest(self._chain.translate(path, body))
+            request = self._chain.read(path, body)
         except InvalidRequest as error:
             if error.code == "invalid_messages":
                 raise unsupported_messages() from None
@@ -172,6 +174,7 @@ class App:
         answered = await self._chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
+            reply.asked = True
             reply.answer = await self._upstreams.ask(ex)
         stall_timeout_s = self._server.stall_timeout_s
         writer: Writer = (
@@ -339,9 +342,8 @@ class App:
         if await self._idle_within(grace_s):
             return 0
         left = tuple(self._open)
-        error = Unavailable("The relay is shutting down; what was sent is all there is. Ask again.", code="draining")
         for reply in left:
-            reply.ex.stop(Outcome("drained", error))
+            reply.ex.stop(Outcome("drained", _cut_off(reply)))
             if reply.writer is None and reply.task is not None:
                 reply.drained = True  # it waits for something that no end reaches: a body, a moderator, an upstream
                 reply.task.cancel()
@@ -386,6 +388,15 @@ def _draining() -> Unavailable:
         "The relay is shutting down; ask again at once.",
         code="draining",
         headers={hdrs.RETRY_AFTER: "1", hdrs.CONNECTION: "close"},
+    )
+
+
+def _cut_off(reply: Open) -> Unavailable:
+    """The error for a reply that was on its way. A client whose request an upstream may have got must not just repeat it."""
+    return Unavailable(
+        "The relay is shutting down, so the answer ends here. Ask again.",
+        code="draining",
+        headers={hdrs.CONNECTION: "close", **(NO_RETRY if reply.asked else {})},
     )
 
 

@@ -71,17 +71,17 @@ class Balancer:
         """A request goes to it. What comes of it is told by `answered` or `failed`, or by nobody if its client leaves."""
         self._health[upstream.name].asked(now)
 
-    def answered(
-        self, upstream: Upstream, asked_at: float, now: float, *, model: str = "", timed: bool = False
-    ) -> None:
-        """A head has come. `timed`: how long it took is compared with others that serve `model`."""
+    def answered(self, upstream: Upstream, asked_at: float, now: float, *, model: str | None = None) -> None:
+        """A head has come. How long it took is compared with others that serve `model`, if that is given."""
         health = self._health[upstream.name]
         usual_s = None
-        if timed:
-            others = (self._health[other.name].usual_s for other in self.serving(model) if other is not upstream)
-            usual_s = min((usual for usual in others if usual is not None), default=None)
+        if model is not None:
+            others = [other for other in self.serving(model) if other is not upstream]
+            model = model if model in self._serving else ANY_MODEL  # clients may make names up
+            times = (self._health[other.name].usual_s(model) for other in others)
+            usual_s = min((usual for usual in times if usual is not None), default=None)
         was_ejected = health.ejected
-        self._judge(upstream, health.answered(asked_at, now, timed=timed, usual_s=usual_s))
+        self._judge(upstream, health.answered(asked_at, now, model=model, usual_s=usual_s))
         if was_ejected and not health.ejected:
             self._metrics.upstream_returned(upstream.name)
             self._log.info("upstream is back", upstream=upstream.name)

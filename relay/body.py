@@ -30,6 +30,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import BaseTimerContext
 from aiohttp.streams import StreamReader
+from yarl import URL
 
 from relay.errors import forget_frames
 
@@ -158,6 +159,12 @@ class PushConnector(TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._factory = cast("partial[ResponseHandler]", partial(PushProtocol, loop=self._loop))
+
+    def drop_idle(self, url: URL) -> None:
+        """Close the pooled connections to this host: one of them was found closed, so the others may be."""
+        for key in [key for key in self._conns if (key.host, key.port) == (url.host, url.port)]:
+            for protocol, _ in self._conns.pop(key):
+                protocol.close()
 
 
 def push(reader: StreamReader, consumer: Consumer) -> None:

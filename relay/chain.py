@@ -15,7 +15,7 @@ from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
-from relay.pure.request import InvalidRequest
+from relay.pure.request import ChatRequest, InvalidRequest, JsonObject
 from relay.routes import ROUTES
 
 # A plugin that has not settled its affairs by then is left behind, and named in the log.
@@ -55,17 +55,21 @@ class Chain:
     def _named_for(self, hook: str) -> frozenset[str]:
         return frozenset(link.name for link in self.links if link.overrides(hook))
 
-    def translate(self, path: str, body: bytes) -> bytes:
-        """The body of the chat completion that a request to `path` asks for. Raises RelayError."""
+    def read(self, path: str, body: bytes) -> ChatRequest:
+        """The chat completion that a request to `path` asks for. Raises RelayError or InvalidRequest."""
         link = self.routes.get(path)
         if link is None:
-            return body
+            return ChatRequest(body)
+        given = JsonObject(body)
         try:
-            return link.plugin.translate(path, body)
+            translated = link.plugin.translate(path, given)
         except (RelayError, InvalidRequest):
             raise
         except Exception as cause:
             raise self._named(link, "translate", cause) from cause
+        if not isinstance(translated, JsonObject):
+            raise self._named(link, "translate", TypeError(f"returned a {type(translated).__name__}, no JsonObject"))
+        return ChatRequest.of(translated)
 
     async def enter(self, ex: Exchange, entered: list[Link]) -> Reply | None:
         """Take the request through the chain: an early answer, or None if the upstream is to be asked.

@@ -167,7 +167,7 @@ class StreamDelivery(Delivery):
                 elif self._lessons:
                     self._learn(chunk.raw)
                 if not self.done:
-                    feed(chunk if not chunk.lenient else readable(chunk))
+                    feed(readable(chunk) if chunk.lenient or not chunk.plain else chunk)
             if self.done:
                 return
 

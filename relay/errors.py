@@ -14,6 +14,8 @@ from typing import ClassVar
 from relay.pure.openai import error_body
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+# Both official SDKs keep to it. Where an upstream may have acted, asking again would buy the answer twice.
+NO_RETRY: Mapping[str, str] = MappingProxyType({"x-should-retry": "false"})
 
 
 class RelayError(Exception):
@@ -71,9 +73,7 @@ class UpstreamError(RelayError):
         acted: bool = True,
     ) -> None:
         """`kind` is the metric's label: connect, first_byte, idle, status, died, malformed, incomplete, reported, error."""
-        super().__init__(
-            message, code=code, status=status, headers={"x-should-retry": "false"} if acted else NO_HEADERS
-        )
+        super().__init__(message, code=code, status=status, headers=NO_RETRY if acted else NO_HEADERS)
         self.kind = kind
 
 
@@ -85,9 +85,7 @@ class ModerationError(RelayError):
 
     def __init__(self, message: str, *, code: str, status: int | None = None, acted: bool = True) -> None:
         """`acted`: whether an upstream may have."""
-        super().__init__(
-            message, code=code, status=status, headers={"x-should-retry": "false"} if acted else NO_HEADERS
-        )
+        super().__init__(message, code=code, status=status, headers=NO_RETRY if acted else NO_HEADERS)
 
 
 class Unavailable(RelayError):
@@ -101,7 +99,7 @@ class InternalError(RelayError):
     """Our own fault. The client is told no more than that."""
 
     def __init__(self) -> None:
-        super().__init__("Internal server error.", code="internal_error", headers={"x-should-retry": "false"})
+        super().__init__("Internal server error.", code="internal_error", headers=NO_RETRY)
 
 
 class PluginError(InternalError):

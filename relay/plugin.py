@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, get_args, runt
 from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import Options, suggestion
 from relay.pure.openai import Chunk
+from relay.pure.request import JsonObject
 
 if TYPE_CHECKING:
     from relay.log import Logger
@@ -103,10 +104,10 @@ class Plugin(Options):
         """Open before the `yield`, close after it. The relay is not ready before every plugin has yielded."""
         yield
 
-    def translate(self, path: str, body: bytes) -> bytes:
-        """The body of a chat completion that says what `body`, sent to `path`, says. May raise Reject.
+    def translate(self, path: str, body: JsonObject) -> JsonObject:
+        """The body of a chat completion that says what `body`, sent to `path`, says; it may be the same, edited.
 
-        `relay.JsonObject` reads it with the same checks and edits it exactly; its InvalidRequest is a clear 400.
+        May raise Reject.
         Called when a plugin first looks at the request, so not for one whom an earlier plugin turns away. The result is
         checked as any chat request is; the reply goes out as one.
         """

@@ -25,7 +25,7 @@ from yarl import URL
 from relay.balancer import Balancer
 from relay.body import Body, PushConnector, PushProtocol
 from relay.config import Upstream
-from relay.errors import RelayError, UpstreamError, forget_frames
+from relay.errors import NO_RETRY, RelayError, UpstreamError, forget_frames
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
@@ -36,6 +36,8 @@ from relay.refusal import CLIENT_ERRORS, refusal, unanswered, wrong_head
 POOL_IDLE_S: Final = 4.0
 # aiohttp writes longer bytes in one go, and warns that this may block the loop; a file it writes in pieces.
 MAX_INLINE_BYTES: Final = 2**20
+# How soon a pooled connection is found closed that was closed before the request came: some round trips.
+STALE_S: Final = 1.0
 # Of a body that nobody has begun to push yet, or that is read by awaiting.
 READ_BUFFER_BYTES: Final = 32_768
 
@@ -68,12 +70,14 @@ class Upstreams:
         self._metrics = metrics
         self._balancer = Balancer(upstreams, metrics, log, _now())
         self._endpoints = {upstream.name: _endpoint(upstream) for upstream in upstreams}
-        self._session: aiohttp.ClientSession | None = None
+        self._log = log
+        self._tells_no_usage: set[str] = set()
         self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
 
     async def __aenter__(self) -> Upstreams:
+        self._connector = PushConnector(limit=0, keepalive_timeout=POOL_IDLE_S)
         self._session = aiohttp.ClientSession(
-            connector=PushConnector(limit=0, keepalive_timeout=POOL_IDLE_S),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
@@ -87,8 +91,7 @@ class Upstreams:
     async def __aexit__(self, *exc: object) -> None:
         for body in tuple(self._bodies):
             body.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -102,31 +105,40 @@ class Upstreams:
     async def ask(self, ex: Exchange) -> Answer:
         """The first good answer. Raises UpstreamError or Reject."""
         *others, last = self._balancer.order(ex.request.model, ex.loop.time())
-        for upstream in others:
+        acted = False  # one of them may have
+        for upstream in (*others, last):
             try:
-                return await self._ask_freshly(upstream, ex)
+                return await self._ask_again(upstream, ex)
             except _Refused as refused:
-                if not self._balancer.may_retry(upstream, refused.reason):
-                    raise refused.error from None
+                error = refused.error
+                acted = acted or NO_RETRY.items() <= error.headers.items()
+                if upstream is last or not self._balancer.may_retry(upstream, refused.reason):
+                    break
+        if acted:
+            error.headers.update(NO_RETRY)
+        raise error
+
+    async def _ask_again(self, upstream: Upstream, ex: Exchange) -> Answer:
+        """Ask, and once more where that cannot be the second time that the upstream acts."""
         try:
-            return await self._ask_freshly(last, ex)
-        except _Refused as refused:
-            raise refused.error from None
+            return await self._ask(upstream, ex)
+        except _StaleError:
+            self._connector.drop_idle(self._endpoints[upstream.name].url)  # so that the next is a fresh one
+        except _UsageRefusedError:
+            self._tells_no_usage.add(upstream.name)
+            self._log.warning('upstream refuses stream_options; set usage = "off" for it', upstream=upstream.name)
+        return await self._ask(upstream, ex, again=True)
 
-    async def _ask_freshly(self, upstream: Upstream, ex: Exchange) -> Answer:
-        """Ask, and once more for every pooled connection that turns out to be closed."""
-        while True:
-            try:
-                return await self._ask(upstream, ex)
-            except _StaleError:
-                continue
-
-    async def _ask(self, upstream: Upstream, ex: Exchange) -> Answer:
-        if self._session is None:
-            raise RuntimeError("Upstreams is entered with `async with`")
+    async def _ask(self, upstream: Upstream, ex: Exchange, *, again: bool = False) -> Answer:
         request = ex.request
         endpoint = self._endpoints[upstream.name]
-        usage = ex.needs_usage and upstream.usage == "inject" and request.stream and not request.wants_usage
+        usage = (
+            ex.needs_usage
+            and upstream.usage == "inject"
+            and upstream.name not in self._tells_no_usage
+            and request.stream
+            and not request.wants_usage
+        )
         sent = request.sent_on(model=upstream.model_map.get(request.model), usage=usage)
         asked_at = ex.loop.time()
         self._balancer.asked(upstream, asked_at)
@@ -143,6 +155,8 @@ class Upstreams:
             self._metrics.upstream_request(upstream.name, "cancelled")
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as cause:
+            if isinstance(cause, _StaleError) and not again:
+                raise
             error, reason = unanswered(cause)
             forget_frames(cause)
             self._metrics.upstream_request(upstream.name, "failed")
@@ -150,13 +164,19 @@ class Upstreams:
             self._balancer.failed(upstream, asked_at, ex.loop.time())
             raise _Refused(error, reason) from None
         try:
-            return await self._read_head(upstream, response, request, asked_at, usage)
+            return await self._read_head(upstream, response, request, asked_at, usage, again)
         except BaseException:
             response.close()  # a connection that was given back already is not touched by it
             raise
 
     async def _read_head(
-        self, upstream: Upstream, response: aiohttp.ClientResponse, request: ChatRequest, asked_at: float, usage: bool
+        self,
+        upstream: Upstream,
+        response: aiohttp.ClientResponse,
+        request: ChatRequest,
+        asked_at: float,
+        usage: bool,
+        again: bool,
     ) -> Answer:
         """The answer, if this head is a good one. Raises _Refused, or UpstreamError where no other may be asked."""
         now = _now()
@@ -168,7 +188,7 @@ class Upstreams:
                 self._balancer.failed(upstream, asked_at, now)
                 raise malformed
             # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
-            self._balancer.answered(upstream, asked_at, now, model=request.model, timed=request.stream)
+            self._balancer.answered(upstream, asked_at, now, model=request.model if request.stream else None)
             body = self._make_body(response)
             self._bodies.add(body)
             return Answer(upstream, body, asked_at, usage)
@@ -181,6 +201,8 @@ class Upstreams:
             self._metrics.upstream_error(upstream.name, "status")
         error = await refusal(response)
         response.release()
+        if usage and not again and "stream_options" in f"{error.param} {error.message}":
+            raise _UsageRefusedError
         raise _Refused(error, str(response.status))
 
     def served(self, answer: Answer) -> None:
@@ -190,6 +212,8 @@ class Upstreams:
     def failed(self, answer: Answer, error: UpstreamError) -> None:
         """An upstream has failed inside its reply."""
         self._metrics.upstream_error(answer.upstream.name, error.kind)
+        if error.kind == "reported":
+            return  # it may be the request's fault, and one client's must not eject an upstream for all
         self._balancer.broke_off(answer.upstream, answer.asked_at, _now())
 
 
@@ -227,10 +251,12 @@ class _Response(aiohttp.ClientResponse):
         used = isinstance(protocol, PushProtocol) and protocol.used
         if isinstance(protocol, PushProtocol):
             protocol.used = True
+        started = _now()
         try:
             return await super().start(connection)
         except (aiohttp.ClientError, OSError) as cause:
-            if used and _is_closed(cause):
+            # One that takes its time to close has read the request, and worked on it.
+            if used and _now() - started < STALE_S and _is_closed(cause):
                 raise _StaleError from None
             raise
 
@@ -244,8 +270,12 @@ def _is_closed(cause: BaseException) -> bool:
     )
 
 
-class _StaleError(Exception):
-    """A pooled connection was closed before any byte came: the upstream cannot have acted."""
+class _StaleError(aiohttp.ServerDisconnectedError):
+    """A pooled connection was closed at once, before any byte came: the upstream cannot have acted."""
+
+
+class _UsageRefusedError(Exception):
+    """The upstream does not take the `stream_options` that we, and not the client, have sent."""
 
 
 class _Refused(Exception):

@@ -38,18 +38,17 @@ class Bingcheng(Plugin):
 
     routes: ClassVar[tuple[str, ...]] = ("/api/v2.Gptliu/search",)
 
-    def translate(self, path: str, body: bytes) -> bytes:
-        request = JsonObject(body)
-        if request.get("model") is None:
-            request.set("model", self.default_model)
-        if request.get("messages") is None:
-            given = [name for name in HISTORIES if request.get(name) is not None]
+    def translate(self, path: str, body: JsonObject) -> JsonObject:
+        if body.get("model") is None:
+            body.set("model", self.default_model)
+        if body.get("messages") is None:
+            given = [name for name in HISTORIES if body.get(name) is not None]
             if given:
-                request.set("messages", _messages(given[0], request.get(given[0])))
+                body.set("messages", _messages(given[0], body.get(given[0])))
         for name in HISTORIES:
-            if request.get(name, _ABSENT) is not _ABSENT:
-                request.remove(name)
-        return request.encode()
+            if body.get(name, _ABSENT) is not _ABSENT:
+                body.remove(name)
+        return body
 
 
 def _messages(name: str, history: Any) -> list[dict[str, str]]:

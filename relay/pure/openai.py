@@ -106,8 +106,6 @@ def _load_leniently(data: bytes) -> Any:
 
 def readable(chunk: Chunk) -> Chunk:
     """The chunk, or one with U+FFFD for its bytes that are no UTF-8: clients break on them."""
-    if not chunk.lenient:
-        return chunk
     try:
         chunk.raw.decode()
     except UnicodeDecodeError:

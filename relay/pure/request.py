@@ -109,6 +109,17 @@ class ChatRequest(JsonObject):
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body)
+        self._check()
+
+    @classmethod
+    def of(cls, body: JsonObject) -> ChatRequest:
+        """The same object as a chat request, without reading it again; `body` is not to be used any more."""
+        request = cls.__new__(cls)
+        request._body, request._fields, request._parsed = body._body, body._fields, body._parsed
+        request._check()
+        return request
+
+    def _check(self) -> None:
         messages = self._parsed.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise InvalidRequest("Unsupported messages.", "invalid_messages")

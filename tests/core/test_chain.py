@@ -10,6 +10,7 @@ from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin, Reply, Services, Sink, hook_problems
 from relay.pure.openai import Chunk
+from relay.pure.request import InvalidRequest, JsonObject
 from relay.testing.reply import Kept, exchange
 
 BALANCE = Key("balance", int)
@@ -172,25 +173,39 @@ class Dialect(Plugin):
 
     routes: ClassVar = ("/ask",)
 
-    def translate(self, path: str, body: bytes) -> bytes:
-        if body == b"no":
+    def translate(self, path: str, body: JsonObject) -> JsonObject:
+        question = body.get("ask")
+        if question is None:
             raise Reject("No.", code="no")
-        return b'{"messages":[{"role":"user","content":"%b"}]}' % {b"?": b"why"}[body]
+        if question == "what":
+            return question  # type: ignore[no-any-return] # as a plugin may that is not typed
+        body.set("messages", [{"role": "user", "content": question.strip()}])
+        body.remove("ask")
+        return body
 
 
 class TestDialects:
     def test_a_body_is_translated(self) -> None:
         chain = Chain([("dialect", Dialect())])
         assert list(chain.routes) == ["/ask"]
-        assert chain.translate("/ask", b"?") == b'{"messages":[{"role":"user","content":"why"}]}'
-        assert chain.translate("/v1/chat/completions", b"?") == b"?"
+        exact = b'"seed":100000000000000000000000000000000000000000000000000000000000'
+        read = chain.read("/ask", b'{"ask":" why ",%b}' % exact)
+        assert read.encode() == b'{%b,"messages":[{"role":"user","content":"why"}]}' % exact
+        chat = b'{ "messages":[{"role":"user","content":"Hi"}], "ask":"x" }'
+        assert chain.read("/v1/chat/completions", chat).encode() == chat
+
+    @pytest.mark.parametrize("body", [b"{", b"[]", b'{"ask":"a","ask":"b"}', b'{"ask":"a","stream":"yes"}'])
+    def test_what_is_checked_of_every_body(self, body: bytes) -> None:
+        with pytest.raises(InvalidRequest):
+            Chain([("dialect", Dialect())]).read("/ask", body)
 
     def test_what_goes_wrong_has_a_name(self) -> None:
         chain = Chain([("dialect", Dialect())])
         with pytest.raises(Reject):
-            chain.translate("/ask", b"no")
-        with pytest.raises(PluginError, match="'dialect' failed in translate"):
-            chain.translate("/ask", b"else")
+            chain.read("/ask", b"{}")
+        for wrong in (b'{"ask":1}', b'{"ask":"what"}'):
+            with pytest.raises(PluginError, match="'dialect' failed in translate"):
+                chain.read("/ask", wrong)
 
     def test_a_path_has_one_owner(self) -> None:
         class Thief(Dialect):

@@ -353,6 +353,14 @@ async def test_half_a_character(serve, chains):
     assert expected == (await rig.ask()).data
 
 
+async def test_no_text_beside_the_data(serve, chains):
+    """Bytes in a comment that are no UTF-8 break openai-python too."""
+    rig = await serve(streamed([HELLO[0], b": caf\xe9\n" + HELLO[1], *HELLO[2:]]), chain=chains)
+    said = (await rig.ask()).data.decode()
+    assert HELLO[1].decode().strip() in said
+    assert said.endswith(HELLO[-1].decode())
+
+
 async def test_comments_for_ever(serve):
     """An upstream that only says that it is still there is waited for, but not without end."""
     endless = Repeat((Send(frames.comment("ping")), Pause(0.01)))

@@ -1,12 +1,13 @@
 """What the relay learns from the requests that an upstream gets: whom to ask first, and whom to pass over."""
 
+import asyncio
 import sys
 
 import pytest
 
 from relay.pure import health, retry
 from relay.pure.health import CONSECUTIVE_FAILURES as FAILURES
-from relay.testing import Close, Head, Pause, Script, Send, frames, refused, streamed
+from relay.testing import Close, Hang, Head, Pause, Script, Send, frames, refused, streamed
 
 DATA = frames.stream(["Hel", "lo"])
 ANSWER = streamed(DATA)
@@ -121,6 +122,44 @@ class TestBudget:
         assert 40 == metrics['relay_upstream_retries_total{outcome="over_budget",upstream="u0"}']
 
 
+class TestOnceOnly:
+    """What may have been acted upon is not asked again, by nobody."""
+
+    async def test_a_used_connection_that_dies_late(self, serve, monkeypatch):
+        """It is no stale one: the upstream has had the request for a while."""
+        monkeypatch.setattr("relay.upstream.STALE_S", 0.0)
+        rig = await serve([ANSWER, Script(Close()), ANSWER])
+        assert 200 == (await rig.ask()).status
+        reply = await rig.ask()
+        assert (502, "false") == (reply.status, reply.headers["x-should-retry"])
+        assert 2 == rig.upstream.received
+
+    async def test_many_used_connections_that_die(self, serve):
+        """One is replaced by a fresh one, and then it is the upstream's failure."""
+        moody = Moody(Script(Pause(0.05), *ANSWER.steps))
+        rig = await serve(moody)
+        await asyncio.gather(*(rig.ask() for _ in range(8)))
+        moody.script = Script(Close())
+        reply = await rig.ask()
+        assert (502, "false") == (reply.status, reply.headers["x-should-retry"])
+        assert 10 == rig.upstream.received
+
+    @pytest.mark.parametrize("last", [refused(503), refused(429)], ids=["503", "429"])
+    async def test_the_first_may_have_acted(self, serve, last):
+        """What the last one says is what the client is told, but not that it may ask again."""
+        rig = await serve(refused(500), last, upstreams=BOTH, upstream={"retry_on": ["500", "503"]})
+        assert "false" == (await rig.ask()).headers["x-should-retry"]
+
+    async def test_drained(self, serve):
+        """So is a request that an upstream has when the relay stops."""
+        rig = await serve(Script(Hang()))
+        asking = asyncio.create_task(rig.ask())
+        await rig.upstream.request()
+        await rig.app.drain(0)
+        reply = await asking
+        assert (503, "draining", "false") == (reply.status, reply.error["code"], reply.headers["x-should-retry"])
+
+
 class TestWhoMayRetry:
     """`x-should-retry: false` stands where the upstream may have acted, and nowhere else."""
 
@@ -159,6 +198,15 @@ class TestUsage:
         rig = await serve(ANSWER, chain=[*open_chain, {"use": "fakes:Meter"}], upstream={"usage": "off"})
         assert (await rig.ask()).data == b"".join(DATA)
         assert "stream_options" not in rig.upstream.requests[0].json
+
+    async def test_an_upstream_that_refuses_it(self, serve, open_chain):
+        """It is asked again without, and never with it again; a client that asks for it is told what it says."""
+        no = refused(422, frames.error_body("Unknown field: stream_options", code="unknown"))
+        rig = await serve([no, ANSWER, ANSWER, no], chain=[*open_chain, {"use": "fakes:Meter"}])
+        rig.loudest = "warning"
+        assert [b"".join(DATA)] * 2 == [(await rig.ask()).data for _ in range(2)]
+        assert 422 == (await rig.ask(stream_options={"include_usage": True})).status
+        assert [True, False, False, True] == ["stream_options" in request.json for request in rig.upstream.requests]
 
     async def test_usage_beside_text_stays(self, serve, open_chain):
         """A frame that says something to a client goes to it as it came."""

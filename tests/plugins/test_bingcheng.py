@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import Reject
-from relay.pure.request import ChatRequest, InvalidRequest
+from relay.pure.request import ChatRequest, InvalidRequest, JsonObject
 from relay_plugins.bingcheng import MAX_CHARS, MAX_TURNS, Bingcheng
 
 [PATH] = Bingcheng.routes
@@ -27,7 +27,8 @@ MESSAGES = [
 
 
 def translated(body: str | bytes, **options: Any) -> bytes:
-    return Bingcheng(**options).translate(PATH, body.encode() if isinstance(body, str) else body)
+    given = JsonObject(body.encode() if isinstance(body, str) else body)
+    return Bingcheng(**options).translate(PATH, given).encode()
 
 
 def chat(**fields: object) -> Any:

@@ -40,7 +40,7 @@ def test_requests_under_way_prove_nothing_new() -> None:
     for _ in range(100):
         assert health.failed(0.5, 1.5) is None
         assert health.broke_off(0.5, 1.5) is None
-        assert health.answered(0.5, 1.5, timed=True, usual_s=0.1) is None
+        assert health.answered(0.5, 1.5, model="m", usual_s=0.1) is None
         health.served(0.5)
     assert health.ejected
     assert not health.ready(1 + BASE_EJECTION_S - 0.001)
@@ -72,6 +72,20 @@ def test_each_failed_probe_doubles_the_time() -> None:
     assert waits == [5, 10, 20, 40, 60, 60, 60, 60]
 
 
+def test_requests_of_an_outage_prove_nothing_new() -> None:
+    """When all are ejected they are asked all the same: their failures do not prolong it, an answer ends it."""
+    health = ejected(Health())
+    for _ in range(100):
+        health.asked(1)
+        assert health.failed(1, 2) is None
+        assert health.broke_off(1, 2) is None
+    assert health.ready(BASE_EJECTION_S)
+    health.asked(1)
+    health.answered(1, 2)
+    assert not health.ejected
+    assert health.ready(2)
+
+
 def test_a_reply_that_ends_well_makes_good() -> None:
     """Coming back is not enough: one that always comes back and fails again waits longer each time."""
     health = ejected(Health())
@@ -100,9 +114,9 @@ def test_slow_heads() -> None:
     """Slow is what takes several times another's usual time, and longer than people notice."""
     health = Health()
     for took_s, usual_s in ((60.0, None), (1.9, 0.1), (7.9, 2.0)):
-        assert [None] * 30 == [health.answered(0, took_s, timed=True, usual_s=usual_s) for _ in range(30)]
+        assert [None] * 30 == [health.answered(0, took_s, model="m", usual_s=usual_s) for _ in range(30)]
     assert [None] * 30 == [health.answered(0, 60, usual_s=2.0) for _ in range(30)]  # not timed
-    reasons = [health.answered(0, 8.1, timed=True, usual_s=2.0) for _ in range(SLOW_HEADS)]
+    reasons = [health.answered(0, 8.1, model="m", usual_s=2.0) for _ in range(SLOW_HEADS)]
     assert reasons == [None] * (SLOW_HEADS - 1) + ["slow"]
     assert not health.ready(8.1)
 
@@ -111,13 +125,14 @@ def test_usual_time() -> None:
     """It is known after ten, follows what is new, and forgets."""
     health = Health()
     for _ in range(9):
-        health.answered(0, 1.0, timed=True)
-    assert health.usual_s is None
-    health.answered(0, 1.0, timed=True)
-    assert health.usual_s == 1.0
+        health.answered(0, 1.0, model="m")
+    assert health.usual_s("m") is None
+    health.answered(0, 1.0, model="m")
+    assert health.usual_s("m") == 1.0
+    assert health.usual_s("other") is None  # each model has its own
     for _ in range(100):
-        health.answered(0, 3.0, timed=True)
-    assert 2.9 < health.usual_s < 3.0
+        health.answered(0, 3.0, model="m")
+    assert 2.9 < health.usual_s("m") < 3.0
 
 
 @given(
@@ -139,7 +154,7 @@ def test_it_always_comes_back(events: list[tuple[str, float, float]]) -> None:
             case "served":
                 health.served(asked_at)
             case "answered":
-                health.answered(asked_at, now, timed=True, usual_s=0.1)
+                health.answered(asked_at, now, model="m", usual_s=0.1)
             case "failed":
                 health.failed(asked_at, now)
             case _:
