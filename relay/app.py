@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,12 @@ from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Write
 
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
+
+
+# What else stands in the line of a request, of one that was none.
+_NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
+    ("caller", "model", "stream", "upstream", "chunks", "first_byte_ms", "overhead_ms", "duration_ms")
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -232,6 +238,7 @@ class App:
             outcome=_kind(error),
             code=error.code,
             status=error.status,
+            **_NOTHING_MORE,
         )
 
     def _refuse(self, reply: Open, error: RelayError) -> web.StreamResponse:
