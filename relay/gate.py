@@ -18,7 +18,7 @@ from relay.errors import InternalError, being_cancelled, guard_failure
 from relay.exchange import Exchange, Outcome, OutcomeKind
 from relay.log import Logger
 from relay.metrics import ModerationTally
-from relay.moderator import Action, Context, Moderator, Verdict
+from relay.moderator import STRICTNESS, Action, Context, Moderator, Verdict
 from relay.plugin import Sink
 from relay.pure.guard import MAX_VIOLATIONS, Guard, Violation
 from relay.pure.openai import Chunk
@@ -50,7 +50,7 @@ class Judge:
         tally.checked += len(text)
         verdicts = await asyncio.gather(*checks)
         given = [(name, verdict) for name, verdict in verdicts if verdict is not None]
-        strictest = max(given, key=lambda entry: entry[1].strictness, default=None)
+        strictest = max(given, key=lambda entry: STRICTNESS[entry[1].action], default=None)
         if strictest is not None and self.blocks(strictest[1]):
             return strictest
         return strictest if len(given) == len(verdicts) else None

@@ -11,11 +11,12 @@ Texts are canonical for scanners (`relay.pure.fold`), as written for `check`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple
 
 from relay.options import Options
 from relay.pure.fold import fold
@@ -24,40 +25,101 @@ from relay.pure.window import Hit, Scanner
 if TYPE_CHECKING:
     from relay.plugin import Services
 
-Action = Literal["pass", "review", "block"]
-STRICTNESS: dict[Action, int] = {"pass": 0, "review": 1, "block": 2}
+Action = Literal["pass", "review", "mask", "block"]
+STRICTNESS: Final[dict[Action, int]] = {"pass": 0, "review": 1, "mask": 2, "block": 3}
+
+
+class Span(NamedTuple):
+    """Where something stands: half-open, in characters of the text that was shown.
+
+    keyword: what is said to stand there; "" if the moderator does not say. What stands there has to be it.
+    """
+
+    start: int
+    end: int
+    keyword: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a moderator says about one text. `score` from 0 to 100. Raises ValueError for an action that is none."""
+class Finding:
+    """One of several things that a moderator has found. `score` from 0 to 100. Raises ValueError for an unknown action.
+
+    spans: where it stands. A mask whose place is not told blocks.
+    """
 
     action: Action
     label: str = ""
     score: int = 0
+    spans: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.action not in STRICTNESS:
-            raise ValueError(f"unknown action {self.action!r}; one of {', '.join(STRICTNESS)}")
+        _known(self.action)
 
-    @property
-    def strictness(self) -> int:
-        return STRICTNESS[self.action]
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a moderator says about one text. `score` from 0 to 100. Raises ValueError for an action that is none.
+
+    findings: what it has found one by one, if it tells; the strictest of them and of `action` counts.
+    reference: the moderator's own name of this verdict, for the log and for support.
+    """
+
+    action: Action
+    label: str = ""
+    score: int = 0
+    findings: tuple[Finding, ...] = ()
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        _known(self.action)
+
+
+def _known(action: str) -> None:
+    if action not in STRICTNESS:
+        raise ValueError(f"unknown action {action!r}; one of {', '.join(STRICTNESS)}")
 
 
 PASS = Verdict("pass")
+
+
+class NoVerdict(Exception):
+    """A moderator cannot say anything about a text. Base of what `check` raises if it knows why; of no use by itself.
+
+    The message is for the log: it holds no text and no secret. reference: as in `Verdict`.
+    """
+
+    def __init__(self, message: str, *, reference: str = "") -> None:
+        super().__init__(message)
+        self.reference = reference
+
+
+class RateLimited(NoVerdict):
+    """Too many calls. No failure: the same text is shown again when there is room."""
+
+
+class Unavailable(NoVerdict):
+    """It may well answer when it is asked again at once: a broken connection, a fault inside the service."""
+
+
+class Unauthorized(NoVerdict):
+    """It will not answer before somebody has changed something: credentials, a bill, a clock. Nobody asks meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Where a text stands.
 
-    exchange: the request id. direction: "request" or "response". surface: `content`, `tool_calls.0`, ….
+    exchange: the request id. direction: "request" or "response". surface: `content`, `tool_calls.0`, …, of a choice.
+    caller: the name of the key that asked, "" without one. user: as the request names its user. headers: the request's.
     """
 
     exchange: str
     direction: Literal["request", "response"]
     surface: str
+    choice: int | None = None
+    caller: str = ""
+    user: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Moderator(Options, ABC):
@@ -74,6 +136,16 @@ class Moderator(Options, ABC):
         if "known_as" not in vars(cls):
             cls.known_as = cls.__name__.lower()
 
+    @property
+    def calls_per_second(self) -> float:
+        """How often it may be asked in any second, by all processes together. An option of that name takes its place."""
+        return math.inf
+
+    @property
+    def in_order(self) -> bool:
+        """Whether it remembers: the windows of a reply are then shown one after the other, and no verdict is kept."""
+        return False
+
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:
         """Open before the `yield`, close after it."""
@@ -81,7 +153,11 @@ class Moderator(Options, ABC):
 
     @abstractmethod
     async def check(self, text: str, context: Context) -> Verdict:
-        """Look at one text of at most 10,000 characters. What it raises counts as no verdict."""
+        """Look at one text of at most 10,000 characters.
+
+        It is asked again, and cancelled when its time is over, by the relay: no retries and no time-outs in here. What
+        it raises counts as no verdict; `RateLimited`, `Unavailable` and `Unauthorized` say what to do about that.
+        """
 
 
 class ScanningModerator(Moderator):

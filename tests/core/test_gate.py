@@ -562,7 +562,7 @@ async def test_thresholds(score: int, suggested: Any, expected: str) -> None:
 
 def test_unknown_action() -> None:
     """A verdict with an action that there is not is an error where it is made."""
-    with pytest.raises(ValueError, match="unknown action 'blok'; one of pass, review, block"):
+    with pytest.raises(ValueError, match="unknown action 'blok'; one of pass, review, mask, block"):
         Verdict("blok")  # type: ignore[arg-type]
 
 
