@@ -36,7 +36,6 @@ NOTICE: Final = [
 
 HANGUL: Final = range(0xAC00, 0xD7A4)
 SURROGATES: Final = range(0xD800, 0xE000)
-RADICALS_SUPPLEMENT: Final = range(0x2E80, 0x2F00)
 
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt, Unicode 15.1), which `unicodedata` does not know. The property
 # is stable where it reaches unassigned code points: they are kept for more of the same.
@@ -47,8 +46,11 @@ DEFAULT_IGNORABLE: Final = (
 )
 _IGNORABLE: Final = frozenset(map(chr, DEFAULT_IGNORABLE))
 
-# Letters that Unicode names but does not decompose, and the generators of "fancy text" are fond of: ʙ 🅑 🅱.
-_STYLED: Final = re.compile(r"(?:LATIN LETTER SMALL CAPITAL|NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER) ([A-Z])")
+# Letters that Unicode names after ASCII's but does not decompose: ƈ ʌ, and what the generators of "fancy text" are fond
+# of, ʙ 🅑 🅱. What stands before and after the letter in the name says what was done to it.
+_NAMED: Final = re.compile(
+    r"(?:NEGATIVE (?:CIRCLED|SQUARED) )?LATIN (?:SMALL |CAPITAL )?LETTER((?: [A-Z]{2,})*) ([A-Z])( WITH .*)?"
+)
 
 
 def copy_of(text: str) -> str:
@@ -75,12 +77,41 @@ def _step(char: str) -> str:
         return " "
     if category in {"Zl", "Zp"}:
         return "\n"
-    changed = unicodedata.normalize("NFKD", char).casefold()
-    if changed != char:
-        return changed
-    if _is_han(char):
-        return _simplified().get(char, char)
-    return _lookalike(char) or char
+    plain = unicodedata.normalize("NFKD", char).casefold()
+    if re.fullmatch(r"\(\D+\)", plain):  # ⒜ ㈥ spell words; ⑴ stands before them
+        plain = plain.strip("()")
+    if plain.isascii():
+        return plain
+    if plain == char and _is_han(char):
+        return _simplified().get(char) or _passes_for_han(char) or char
+    own = _number(char) or _prototype(char)
+    if plain != char:
+        # UTS 39 has one prototype for I, l, 1 and |. Ι is I, since ι is i.
+        return own if own and any(map(str.isalpha, plain)) and (own, copy_of(plain)) != ("l", "i") else plain
+    return own or _capitals_prototype(char) or _named(char) or _passes_for_han(char) or char
+
+
+@cache
+def is_disguise(char: str) -> bool:
+    """Whether the copy of `char` says more than another case, width, punctuation or accent: something was hidden in it.
+
+    It was removed (a mark, a format character), or an ordinary letter or digit took the place of a fancy one (𝐛 ⓑ ᵇ ①)
+    or of a lookalike. No disguise is what every reader reads: a traditional character, a Hangul syllable, é, ł, が.
+    """
+    copy = _copy(char)
+    if not copy:
+        return True
+    if copy == char or not any(map(str.isalnum, copy)) or "HANGUL" in unicodedata.name(char, ""):
+        return False
+    kind, *parts = unicodedata.decomposition(char).split() or [""]
+    if kind.startswith("<"):
+        return kind not in {"<wide>", "<narrow>"}
+    if kind and not parts:  # Unicode has it twice: K, 豈
+        return True
+    folded = unicodedata.normalize("NFKD", char).casefold()
+    if folded != char:
+        return any(is_disguise(part) for part in folded if _copy(part))
+    return not _is_han(char) and not _is_stroked(char)
 
 
 def _is_control(char: str) -> bool:
@@ -100,30 +131,23 @@ def _simplified() -> dict[str, str]:
     return {char: simple for char, simple in zip(han, simplified, strict=True) if simple != char}
 
 
-def _lookalike(char: str) -> str | None:
-    """The ASCII letter or digit that `char` passes for; for a radical of the supplement, the character it passes for.
+def _number(char: str) -> str | None:
+    """A digit of any script, or a number in a circle, is its value before it is anything else.
 
-    A digit is its value before it is anything else: UTS 39 takes ٥ (five) for an "o". A small letter that has no
-    lookalike takes its capital's, for the copy has no case: В passes for B, so в must go with it, or the capital would
-    be let go, or "Вор" and "вор" would be two words.
+    UTS 39 takes ٥ (five) for an "o", and ০ (zero) for another.
     """
-    if ord(char) in RADICALS_SUPPLEMENT:
-        han = [other for other in _confusables(char) if len(other) == 1 and _is_han(other)]
-        return han[0] if len(han) == 1 else None
     digit = unicodedata.digit(char, None)
     if digit is not None:
         return str(digit)
-    return _prototype(char) or _capitals_prototype(char) or _styled(char)
+    return str(int(unicodedata.numeric(char))) if "CIRCLED NUMBER" in unicodedata.name(char, "") else None
 
 
 def _prototype(char: str) -> str | None:
     """UTS 39's prototype of `char`, if an ASCII letter or digit is all that is left of it without its marks.
 
-    Right-to-left letters have none: a row of them runs the other way, so they spell no Latin word, and Arabic and
-    Hebrew prose is full of "l" and "o".
+    Before its small letter: Ν passes for N, though ν passes for v. That a Greek word in capitals has another copy than
+    in small letters is for word lists to know, which can have both.
     """
-    if unicodedata.bidirectional(char) in {"R", "AL"}:
-        return None
     # The package lists a pair under both of its characters. ASCII letters and digits are always the prototype (but for
     # 0, 1, I and m, whose prototypes are ASCII), and so are strings. A letter with marks is one only for Latin letters,
     # as in decompositions: ł is l, but ¥ is no y, and θ (by way of O̵) no o.
@@ -136,13 +160,60 @@ def _prototype(char: str) -> str | None:
 
 
 def _capitals_prototype(char: str) -> str | None:
+    """The prototype of its capital, for a small letter that has none itself.
+
+    В passes for B, so в goes with it: or "Вор" and "вор" would be two words.
+    """
     capital = char.upper()
     return _prototype(capital) if capital != char and capital.casefold() == char else None
 
 
-def _styled(char: str) -> str | None:
-    named = _STYLED.fullmatch(unicodedata.name(char, ""))
-    return named[1].lower() if named else None
+def _passes_for_han(char: str) -> str | None:
+    """The one Chinese character that `char` passes for, if there is one and `char` is none of today's itself.
+
+    A radical may pass for any character; what is no radical for one of everyday only: ロ for 口, 値 for 值.
+    """
+    name = unicodedata.name(char, "")
+    if "HANGUL" in name or char in _everyday() or (_is_han(char) and char not in _radicals() and _in_gb2312(char)):
+        return None
+    han = {_simplified().get(other, other) for other in _confusables(char) if len(other) == 1 and _is_han(other)}
+    if not name.startswith("CJK RADICAL"):
+        han &= _everyday()
+    return han.pop() if len(han) == 1 else None
+
+
+@cache
+def _radicals() -> frozenset[str]:
+    """The 214 radicals of the Kangxi dictionary, as characters."""
+    return frozenset(unicodedata.normalize("NFKD", chr(code)) for code in range(0x2F00, 0x2FD6))
+
+
+def _in_gb2312(char: str) -> bool:
+    try:
+        return bool(char.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False
+
+
+@cache
+def _everyday() -> frozenset[str]:
+    """The 3,755 characters of GB 2312's first level, that is what is read and written every day."""
+    cells = (bytes((row, cell)) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF))
+    return frozenset("".join(cell.decode("gb2312", "ignore") for cell in cells))
+
+
+def _named(char: str) -> str | None:
+    name = _NAMED.fullmatch(unicodedata.name(char, ""))
+    return name[2].lower() if name else None
+
+
+def _is_stroked(char: str) -> bool:
+    """Whether `char` is a letter with a stroke or hook, which is part of many alphabets and no lookalike: ł đ ƙ."""
+    name = _NAMED.fullmatch(unicodedata.name(char, ""))
+    looks = _confusables(char) + _confusables(char.upper())
+    if name is None or name[1] or name[3] is None:
+        return False
+    return not any(other.isascii() and len(other) == 1 for other in looks)
 
 
 def _confusables(char: str) -> list[str]:
@@ -152,9 +223,9 @@ def _confusables(char: str) -> list[str]:
 @cache
 def _confusable_pairs() -> dict[str, list[str]]:
     text = resources.files("confusable_homoglyphs").joinpath("confusables.json").read_text("utf-8")
-    # It takes right-to-left characters together with the marks that set them apart in confusables.txt: left out here.
+    # It takes right-to-left characters together with the marks that set them apart in confusables.txt.
     return {
-        char: [pair["c"] for pair in pairs if "\u200e" not in pair["c"]] for char, pairs in json.loads(text).items()
+        char.strip("\u200e"): [pair["c"].strip("\u200e") for pair in pairs] for char, pairs in json.loads(text).items()
     }
 
 
@@ -169,7 +240,8 @@ def build() -> dict[str, object]:
             "opencc": metadata.version("opencc"),
             "confusable-homoglyphs": metadata.version("confusable-homoglyphs"),
         },
-        "nothing": [[ord(first), ord(last)] for first, last in _ranges(c for c, copy in copies.items() if not copy)],
+        "nothing": _ranges(char for char, copy in copies.items() if not copy),
+        "disguises": _ranges(char for char, copy in copies.items() if copy and is_disguise(char)),
         "single": [["".join(row), "".join(single[char] for char in row)] for row in _rows(single)],
         "several": [{char: copies[char] for char in row} for row in _rows(c for c in copies if len(copies[c]) > 1)],
     }
@@ -180,14 +252,14 @@ def _code_points() -> Iterator[int]:
     return (c for c in range(0x80, sys.maxunicode + 1) if c not in HANGUL and c not in SURROGATES)
 
 
-def _ranges(chars: Iterable[str]) -> list[tuple[str, str]]:
-    """Ascending characters as (first, last) of each row without a gap."""
-    ranges: list[tuple[str, str]] = []
-    for char in chars:
-        if ranges and ord(ranges[-1][1]) + 1 == ord(char):
-            ranges[-1] = ranges[-1][0], char
+def _ranges(chars: Iterable[str]) -> list[list[int]]:
+    """Ascending characters as the code points [first, last] of each row without a gap."""
+    ranges: list[list[int]] = []
+    for code in map(ord, chars):
+        if ranges and ranges[-1][1] + 1 == code:
+            ranges[-1][1] = code
         else:
-            ranges.append((char, char))
+            ranges.append([code, code])
     return ranges
 
 

@@ -73,6 +73,26 @@ class Open:
     silence: SilenceWatch | None = None
 
 
+class _Asking:
+    """Stands for the upstream while its answer has not begun: to stop it is to give up asking."""
+
+    def __init__(self) -> None:
+        self.stopped: Outcome | None = None
+        self.over = False
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def stop(self, outcome: Outcome) -> None:
+        if not self.over:
+            self.stopped = outcome
+            self.task.cancel()
+
+
 class App:
     """Handles the requests of the public listener."""
 
@@ -175,13 +195,26 @@ class App:
             return web.Response(body=body, status=answered.status, headers={**headers, **answered.headers})
         return web.Response(body=self._models, headers=headers)
 
+    async def _ask(self, ex: Exchange) -> Answer:
+        """Ask an upstream, unless a plugin stops the exchange meanwhile; then its error is raised."""
+        asking = _Asking()
+        ex.attach(asking)
+        try:
+            return await self._upstreams.ask(ex)
+        except asyncio.CancelledError:
+            if asking.stopped is None or asking.task.uncancel():
+                raise
+            raise asking.stopped.error or InternalError() from None
+        finally:
+            asking.over = True
+
     async def _chat(self, reply: Open, request: web.BaseRequest) -> web.StreamResponse:
         ex = reply.ex
         answered = await self._chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
             reply.asked = True
-            reply.answer = await self._upstreams.ask(ex)
+            reply.answer = await self._ask(ex)
         stall_timeout_s = self._server.stall_timeout_s
         writer: Writer = (
             StreamWriter(ex, request, self._outbox, stall_timeout_s=stall_timeout_s)

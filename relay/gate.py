@@ -9,89 +9,32 @@ full, and stopped when no choice is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from relay.errors import InternalError, being_cancelled, guard_failure
+from relay.errors import InternalError, guard_failure
 from relay.exchange import Exchange, Outcome, OutcomeKind
+from relay.judge import Judge, Ruling, Unjudged
 from relay.log import Logger
 from relay.metrics import ModerationTally
-from relay.moderator import STRICTNESS, Action, Context, Moderator, Verdict
+from relay.moderator import Context
 from relay.plugin import Sink
-from relay.pure.guard import MAX_VIOLATIONS, Guard, Violation
+from relay.pure.guard import Guard
 from relay.pure.openai import Chunk
 from relay.pure.window import Window
 
-Found = tuple[str, Verdict] | None
-"""The strictest verdict of all and whose it is; None if there is no verdict."""
-
-Spawn = Callable[[Coroutine[Any, Any, Found]], asyncio.Task[Found]]
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """The moderators that are asked, with their names, and what to do with what they say.
-
-    thresholds: per label the scores from which it blocks and is reviewed, in place of the moderator's own suggestion.
-    """
-
-    moderators: Sequence[tuple[str, Moderator]]
-    deadline_s: float
-    on_failure: Literal["closed", "open"]
-    review_blocks: bool
-    thresholds: Mapping[str, tuple[int, int]]
-    log: Logger
-
-    async def check(self, text: str, context: Context, tally: ModerationTally) -> Found:
-        """The strictest verdict of all and whose it is; None if one moderator gave none."""
-        checks = [self._ask(name, moderator, text, context, tally) for name, moderator in self.moderators]
-        tally.checked += len(text)
-        verdicts = await asyncio.gather(*checks)
-        given = [(name, verdict) for name, verdict in verdicts if verdict is not None]
-        strictest = max(given, key=lambda entry: STRICTNESS[entry[1].action], default=None)
-        if strictest is not None and self.blocks(strictest[1]):
-            return strictest
-        return strictest if len(given) == len(verdicts) else None
-
-    async def _ask(
-        self, name: str, moderator: Moderator, text: str, context: Context, tally: ModerationTally
-    ) -> tuple[str, Verdict | None]:
-        verdict = None
-        try:
-            async with asyncio.timeout(self.deadline_s):
-                verdict = self._by_policy(await moderator.check(text, context))
-            outcome: str = verdict.action
-        except TimeoutError:
-            outcome = "timeout"
-            self.log.warning("moderator gave no verdict in time", moderator=name, request_id=context.exchange)
-        except (Exception, asyncio.CancelledError) as cause:
-            if isinstance(cause, asyncio.CancelledError) and being_cancelled():
-                raise
-            outcome = "error"
-            self.log.exception("moderator failed", moderator=name, request_id=context.exchange)
-        tally.checks[name, outcome] = tally.checks.get((name, outcome), 0) + 1
-        return name, verdict
-
-    def _by_policy(self, verdict: Verdict) -> Verdict:
-        scores = self.thresholds.get(verdict.label)
-        if scores is None:
-            return verdict
-        blocks, reviews = scores
-        action: Action = "block" if verdict.score >= blocks else "review" if verdict.score >= reviews else "pass"
-        return replace(verdict, action=action)
-
-    def blocks(self, verdict: Verdict) -> bool:
-        return verdict.action == "block" or (verdict.action == "review" and self.review_blocks)
+Said = Ruling | Unjudged
+Spawn = Callable[[Coroutine[Any, Any, Said]], asyncio.Task[Said]]
 
 
 class Gate:
     """A sink that lets through what is cleared."""
 
     __slots__ = (
-        "_broken", "_cut_to", "_ended", "_ex", "_guard", "_judge", "_now", "_outcome", "_outlive", "_paused", "_report", "_reported",
-        "_sink", "_stopped", "_tally", "_timer",
+        "_broken", "_context", "_ended", "_ex", "_guard", "_judge", "_log", "_now", "_on_failure", "_outcome", "_outlive",
+        "_paused", "_report", "_reported", "_sink", "_stopped", "_tally", "_timer",
     )  # fmt: skip
 
     def __init__(
@@ -99,13 +42,18 @@ class Gate:
         ex: Exchange,
         sink: Sink,
         guard: Guard,
-        judge: Judge,
+        judge: Judge | None,
         report: Callable[[Guard, ModerationTally], None],
         *,
+        context: Context,
+        on_failure: Literal["closed", "open"],
+        log: Logger,
         outlive: Spawn | None = None,
     ) -> None:
         """`report` is called once, when all has left.
 
+        judge: whoever says what becomes of windows; None for a guard that cuts none. context: of every window, but for
+        its place. on_failure: whether what nobody judged leaves ("open") or the reply ends ("closed").
         outlive: starts the checks of a guard that holds nothing: its reply ends before its last verdicts, and the report
         waits for them. Without it checks end with the exchange.
         """
@@ -114,10 +62,12 @@ class Gate:
         self._now = ex.loop.time
         self._guard = guard
         self._judge = judge
+        self._context = context
+        self._on_failure = on_failure
+        self._log = log
         self._report = report
         self._tally = ModerationTally()
         self._outlive = outlive
-        self._cut_to: dict[tuple[int | None, str], int] = {}  # where the last window of each surface ended
         self._outcome: Outcome | None = None  # the upstream's end, while we still hold something
         self._broken: Outcome | None = None  # a fault of our own
         self._ended = False
@@ -190,53 +140,47 @@ class Gate:
 
     def _check(self, window: Window) -> None:
         """Have a window judged, in a task that calls back."""
+        assert self._judge is not None, "windows are cut for a judge only"
         run = window.run
-        context = Context(self._ex.id, "response", run.surface)
-        task = (self._outlive or self._ex.spawn)(self._judge.check(window.text, context, self._tally))
-        surface = run.choice, run.surface
-        new_chars = window.end - self._cut_to.get(surface, 0)
-        self._cut_to[surface] = window.end
+        context = replace(self._context, surface=run.surface, choice=run.choice)
+        judging = self._judge.check(partial(self._show, window), context, self._tally)
+        task = (self._outlive or self._ex.spawn)(judging)
         # A callback, since a task that is cancelled before its first step says nothing itself.
-        task.add_done_callback(partial(self._checked, window, new_chars))
+        task.add_done_callback(partial(self._checked, window))
 
-    def _checked(self, window: Window, new_chars: int, task: asyncio.Task[Found]) -> None:
+    def _show(self, window: Window) -> str:
+        """What a moderator is about to be shown. What comes from now on is for the next window, which has its own time."""
+        text = self._guard.show(window, self._now())
+        if not self._ended:
+            self._set_timer()
+        return text
+
+    def _checked(self, window: Window, task: asyncio.Task[Said]) -> None:
         if task.cancelled():
             # The exchange has ended and this reply has not: nobody reads it. Or the relay stops.
             self._outlive = None
             self._abandon()
         elif not self._ended or self._outlive is not None:
-            self._step(self._judged, window, new_chars, task)
+            self._step(self._judged, window, task)
         if self._ended:
             self._settle()
 
-    def _judged(self, window: Window, new_chars: int, task: asyncio.Task[Found], now: float) -> None:
-        guard, judge = self._guard, self._judge
-        found = task.result()
-        if found is None and judge.on_failure == "closed":
-            guard.failed(window, now)
-        elif found is None:
-            unverified = self._tally.unverified
-            unverified["open_failure"] = unverified.get("open_failure", 0) + new_chars
-            guard.passed(window, now)
-        elif judge.blocks(found[1]):
-            guard.blocked(window, found[1].label, found[0], now)
+    def _judged(self, window: Window, task: asyncio.Task[Said], now: float) -> None:
+        said = task.result()
+        if isinstance(said, Ruling):
+            self._guard.judged(window, said, now)
+        elif self._on_failure == "open":
+            self._guard.unjudged(window, said.reason, now)
         else:
-            moderator, verdict = found
-            violations = guard.tally.violations
-            if verdict.action != "pass" and len(violations) < MAX_VIOLATIONS:
-                run = window.run
-                violations.append(
-                    Violation(run.choice, run.surface, max(0, window.start), verdict.label, moderator, False)
-                )
-            guard.passed(window, now)
+            self._guard.failed(window, now)
 
     def _step(self, decide: Callable[..., None], *facts: object) -> None:
         """One decision of the guard outside `feed` and `end`, where the chain would not hear what it raises."""
         try:
             decide(*facts, self._now())
             self._act()
-        except Exception:
-            self._judge.log.exception("moderation failed", request_id=self._ex.id)
+        except Exception:  # noqa: BLE001 - logged whole; what it raises is for nobody else
+            self._log.exception("moderation failed", request_id=self._ex.id)
             self._broken = Outcome("internal_error", InternalError())
             self._guard.abandon()
             self._ex.stop(self._broken)

@@ -16,28 +16,31 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from relay.options import Options
 from relay.pure.fold import fold
+from relay.pure.ruling import STRICTNESS, Action, Span
 from relay.pure.window import Hit, Scanner
 
 if TYPE_CHECKING:
     from relay.plugin import Services
 
-Action = Literal["pass", "review", "mask", "block"]
-STRICTNESS: Final[dict[Action, int]] = {"pass": 0, "review": 1, "mask": 2, "block": 3}
-
-
-class Span(NamedTuple):
-    """Where something stands: half-open, in characters of the text that was shown.
-
-    keyword: what is said to stand there; "" if the moderator does not say. What stands there has to be it.
-    """
-
-    start: int
-    end: int
-    keyword: str = ""
+__all__ = [
+    "PASS",
+    "STRICTNESS",
+    "Action",
+    "Context",
+    "Finding",
+    "Moderator",
+    "NoVerdict",
+    "RateLimited",
+    "ScanningModerator",
+    "Span",
+    "Unauthorized",
+    "Unavailable",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +128,8 @@ class Context:
 class Moderator(Options, ABC):
     """Base of moderators that are asked. Its fields are its options.
 
-    known_as: its name in logs and metrics, which moderators of one class share. The class's name in lower case, unless
-    the class says otherwise; a registered one is known as it is registered.
+    known_as: its name in logs and metrics; of several of a kind in one chain the later ones are numbered. The class's name
+    in lower case, unless the class says otherwise; a registered one is known as it is registered.
     """
 
     known_as: ClassVar[str]
@@ -172,7 +175,5 @@ class ScanningModerator(Moderator):
         """All that stands in a canonical text that is there as a whole."""
 
     async def check(self, text: str, context: Context) -> Verdict:
-        for hit in self.find(fold(text)):
-            if hit.blocks:
-                return Verdict("block", hit.label, 100)
-        return PASS
+        strictest = max(self.find(fold(text)), key=lambda hit: STRICTNESS[hit.action], default=None)
+        return Verdict(strictest.action, strictest.label, 100) if strictest is not None else PASS

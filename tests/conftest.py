@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 
 import relay
 import relay_plugins
+from relay.testing.clock import JumpingLoop
 
 try:
     from uvloop import new_event_loop
@@ -40,8 +41,8 @@ _TURNS = 50  # of the loop, after which what was closed is closed: a few are eno
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run every async test on the one loop."""
-    return {"loop": new_event_loop}
+    """Run every async test on the one loop; those marked `jumping_clock` on one that waits for no timer."""
+    return {"loop": JumpingLoop if item.get_closest_marker("jumping_clock") else new_event_loop}
 
 
 # What may wait for a disk, a name server, a process or the clock. (blockbuster knows more calls, and needs a package that
@@ -58,6 +59,7 @@ _OURS = (*relay.__path__, *relay_plugins.__path__)
 _MAY_BLOCK = (
     "/relay/assembly.py",  # the start: nothing is served yet
     "/linecache.py",  # a traceback shows its lines
+    "/relay/secret.py",  # one stat a second, to see that a key was changed
     "/prometheus_client/process_collector.py",  # /proc is on no disk
 )
 

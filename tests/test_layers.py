@@ -11,15 +11,20 @@ ROOT = Path(__file__).parents[1]
 # Who may name a library, besides nobody. A library that is not listed here may be named anywhere outside relay.pure.
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
-        f"relay.{name}" for name in ("admin", "app", "body", "cors", "http", "refusal", "serve", "upstream", "writer")
-    ),
-    "prometheus_client": frozenset({"relay.metrics"}),
+        f"relay.{name}" for name in "admin app body consultant cors http refusal serve upstream writer".split()
+    )
+    | {"relay_plugins.tencent.service", "relay_plugins.tencent.fake.server"},
+    "prometheus_client": frozenset({"relay.metrics", "relay.metrics.collectors", "relay.metrics.moderation"}),
     "structlog": frozenset({"relay.log"}),
     "tomllib": frozenset({"relay.config"}),
     "click": frozenset({"relay.cli", "relay.demo"}),
     "uvloop": frozenset({"relay.cli"}),
-    "ahocorasick_rs": frozenset({"relay_plugins.lexicon.phrases"}),
+    "cachetools": frozenset({"relay.verdicts"}),
+    "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
     "quicktok": frozenset({"relay_plugins.history.tokenizer"}),
+    "tencentcloud": frozenset(
+        f"relay_plugins.tencent.{name}" for name in ("answer", "faults", "moderator", "service", "signature")
+    ),
 }
 
 # Pure code reads no clock, opens no socket and waits for nothing. (A table may be read from a file when it is imported.)
@@ -50,9 +55,15 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"relay.chain", "relay.gate"}),
+    frozenset({"relay.judge"}),
+    frozenset({"relay.consultant"}),
+    frozenset({"relay.labels", "relay.verdicts"}),
     frozenset({"relay.moderator", "relay.plugin"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),
-    frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body", "relay.routes"}),
+    frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body", "relay.routes", "relay.budget"}),
+    frozenset({"relay.metrics.moderation"}),
+    frozenset({"relay.metrics.collectors"}),
+    frozenset({"relay.metrics.families"}),
     frozenset({"relay.errors"}),
 )
 # Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo only.

@@ -1,8 +1,9 @@
 """The guard of one reply: which of its frames may leave, when, and what takes the place of those that may not.
 
-Frames go in with `feed`, verdicts with `passed`, `blocked` and `failed`, the end of the upstream with `end`. What comes
-out stands in `released` (chunks that may leave, in order) and `checks` (windows somebody has to ask a moderator about);
-the caller takes both after every call. The guard never awaits and reads no clock: `relay.gate` drives it.
+Frames go in with `feed`, verdicts with `judged`, `unjudged` and `failed`, the end of the upstream with `end`. What comes
+out stands in `released` (chunks that may leave, in order) and `checks` (windows somebody has to ask a moderator about,
+who calls `show` for the text when he is about to); the caller takes both after every call. The guard never awaits and
+reads no clock: `relay.gate` drives it.
 
 How it works. Every frame is queued with what it waits for: for each text in it, the run and the position that has to be
 cleared. Within a choice frames leave in order; between choices as they came, but when the guard is full a frame may
@@ -10,7 +11,11 @@ pass frames of another choice. A run ends at its choice's finish, at the end of 
 the choice that has text on another surface and none on this one: its tail then waits for nothing more.
 
 A violation ends its choice: what was cleared before it leaves, the rest is dropped, a closing frame says
-`finish_reason: "content_filter"`. When no choice is left, `over` asks the caller to stop the upstream.
+`finish_reason: "content_filter"`. When no choice is left, `over` asks the caller to stop the upstream. What is to be
+masked is masked in the frame that says it, when that leaves.
+
+In trailing mode text may leave before its verdict. Then what ends a choice waits for all its verdicts, and a last frame
+tells the client what to take back.
 
 Progress. `held_bytes` is a reason to cut windows, and to pause the upstream only while a check is in flight
 (`wants_pause`). A guard that is full, waits for no check and can release nothing ends the reply: `moderation_stalled`.
@@ -21,49 +26,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final
 
-from relay.pure import rewrite, tokens
+from relay.pure import closing, rewrite, tokens
 from relay.pure.held import NOTHING_SAID, Choice, Held, Lane, State
-from relay.pure.openai import Chunk, Frame, delta_frame, envelope, usage_frame
+from relay.pure.openai import Chunk, Frame, envelope
 from relay.pure.plain import plain_text
 from relay.pure.policy import Policy
+from relay.pure.ruling import Ruling
 from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Reading, Text, read
-from relay.pure.window import Hit, Run, Scanner, Window
+from relay.pure.tally import Tally, Violation
+from relay.pure.window import ALL, Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
 # A choice with more surfaces than this is no reply either. Two texts must never share one surface: each could hide what
 # the other says.
 MAX_SURFACES: Final = 256
-
-# More than this says nothing new in a log; only a mode that does not cut can find more.
-MAX_VIOLATIONS: Final = 100
-
-
-class Violation(NamedTuple):
-    """Why a reply was cut: for the log. Never the text."""
-
-    choice: int | None
-    surface: str
-    position: int  # canonical characters of the surface before it
-    label: str
-    moderator: str
-    blocks: bool
-
-
-@dataclass(slots=True)
-class Tally:
-    """Characters (originals), flushed into the metrics when the reply has ended."""
-
-    came: int = 0
-    released: int = 0
-    blocked: int = 0  # in what was found; the rest of what came and was not released was only near it
-    late: int = 0  # text for a choice that had ended, never forwarded and not counted above
-    unverified: dict[str, int] = field(default_factory=dict)  # left unread, by the option that lets it
-    longest_hold_s: float = 0.0  # how long a frame that was released had waited
-    violations: list[Violation] = field(default_factory=list)  # the first MAX_VIOLATIONS of them
 
 
 class Guard:
@@ -94,6 +74,8 @@ class Guard:
         self.failure: str | None = None  # the code of the in-stream error that ends the reply
         self.tally = Tally()
         self._policy = policy
+        self._cutting = replace(policy.cutting, lead_chars=0) if whole else policy.cutting
+        self._trailing = remote and policy.hold and self._cutting.lead_chars > 0
         self._open_scanners = scanners
         self.remote = remote
         self._expected = choices
@@ -120,8 +102,10 @@ class Guard:
 
     @property
     def finished(self) -> bool:
-        """After `end`: nothing is held any more."""
-        return self._ending and not self._queue and self._lane is None
+        """After `end`: nothing is held any more, and no verdict is due that could take something back."""
+        if not self._ending or self._queue or self._lane is not None:
+            return False
+        return not self._trailing or self.over or not (self.in_flight or self._uncut)
 
     @property
     def cut(self) -> bool:
@@ -235,10 +219,12 @@ class Guard:
         choice = self._choices.get(index)
         if choice is None or choice.state is not State.LIVE or not self._policy.hold:
             return None
+        if self.tally.first_hold_s is None:  # a lane does not know which text was the first
+            return None
         if not choice.runs and len(choice.scanners) < MAX_SURFACES:
             self._open(choice, "content")
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
-        if run is None or not run.plain or not all(held.says_only(run) for held in self._queue):
+        if run is None or not run.plain or run.masks or not all(held.says_only(run) for held in self._queue):
             return None
         self._lane = lane = Lane(choice, run, self._room)
         for held in self._queue:
@@ -266,25 +252,39 @@ class Guard:
         """Time has passed."""
         self._move(now)
 
-    def passed(self, window: Window, now: float) -> None:
-        """A window has passed all moderators, or may leave without."""
+    def show(self, window: Window, now: float) -> str:
+        """The text of a window, for whoever is about to be asked: what there is by now. Empty: nobody need be."""
+        return window.run.show(window, now)
+
+    def judged(self, window: Window, ruling: Ruling, now: float) -> None:
+        """What the moderators say of a window. One that is blocked does not leave, as far as it has not left."""
         self._answered()
+        choice, run = self._choice_of(window), window.run
+        places = [(window.start, window.end)]
+        action = ruling.action
+        if action == "mask":
+            masks = window.passage.places(ruling.masks) if run.maskable else None
+            action, places = ("mask", masks) if masks is not None else ("block", places)
+        if action != "pass":
+            cause = (ruling.label, action, ruling.moderator, ruling.score, ruling.reference)
+            self._found.extend((choice, run, Hit(start, end, *cause)) for start, end in places)
+            self._violations()
+        run.passed(window)
+        self._move(now)
+
+    def unjudged(self, window: Window, reason: str, now: float) -> None:
+        """No moderator said anything of a window, and it may leave all the same."""
+        self._answered()
+        self.tally.unjudged(window, reason)
         window.run.passed(window)
         self._move(now)
 
-    def blocked(self, window: Window, label: str, moderator: str, now: float) -> None:
-        """Nothing of this window that has not left may leave."""
-        self._answered()
-        self._found.append((self._choice_of(window), window.run, Hit(window.start, window.end, label, True, moderator)))
-        self._violations()
-        self._move(now)
-
     def failed(self, window: Window, now: float) -> None:
-        """No moderator answered for this window, and nothing may leave without a verdict."""
-        if not self._policy.hold:
-            self.passed(window, now)
-            return
+        """No moderator said anything of a window, and nothing may leave without a verdict."""
         self._answered()
+        if not self._policy.hold:
+            window.run.passed(window)
+            return
         # For a choice that has ended nobody waits any more.
         if self._choice_of(window).state is not State.BLOCKED and not self.finished:
             self._fail("moderation_unavailable")
@@ -339,6 +339,8 @@ class Guard:
         if part.finished:
             choice.state = State.FINISHED
             self._end_runs(choice, now)
+            # Behind its finish nothing of a choice can be taken back.
+            waits.update((run, ALL) for run in choice.trail if run.horizon < ALL)
 
     def _open(self, choice: Choice, surface: str) -> Run:
         if surface not in choice.scanners:
@@ -346,13 +348,16 @@ class Guard:
         run = choice.runs[surface] = Run(
             choice.index,
             surface,
-            self._policy.cutting,
+            self._cutting,
             choice.scanners[surface],
             remote=self.remote,
             resumes=choice.ended.get(surface),
         )
         if self.remote:
             self._uncut.append(run)
+        if self._trailing:
+            choice.trail = [other for other in choice.trail if other.horizon < ALL]
+            choice.trail.append(run)
         return run
 
     def _late_name(self, choice: Choice, run: Run, text: str) -> tuple[Run, str]:
@@ -387,7 +392,7 @@ class Guard:
         """What was found in the newest text of a run."""
         self._found.extend((choice, run, hit) for hit in sorted(hits))
         if run.evasion is not None:
-            self._found.append((choice, run, Hit(run.evasion, run.end, "evasion", True, "guard")))
+            self._found.append((choice, run, Hit(run.evasion, run.end, "evasion", "block", "guard")))
             run.evasion = None
 
     # Violations
@@ -395,14 +400,16 @@ class Guard:
     def _violations(self) -> None:
         found, self._found = self._found, []
         for choice, run, hit in found:
-            if len(self.tally.violations) < MAX_VIOLATIONS:
-                self.tally.violations.append(
-                    Violation(choice.index, run.surface, hit.start, hit.label, hit.moderator, hit.blocks)
-                )
-            if hit.blocks:
-                self.tally.blocked += hit.end - max(hit.start, 0)
+            start, end, label, action, moderator, score, reference = hit
+            if action == "mask" and not run.maskable:
+                action = "block"
+            self.tally.found(Violation(choice.index, run.surface, start, label, moderator, action, score, reference))
+            if action == "block":
+                self.tally.blocked += end - max(start, 0)
                 if self._policy.hold:
-                    run.stop(hit.start)
+                    run.stop(start)
+            elif action == "mask" and self._policy.hold:
+                run.masks.append((start, end))
         for choice in dict.fromkeys(choice for choice, run, _ in found if run.stopped):
             if self.finished:
                 return
@@ -445,7 +452,7 @@ class Guard:
 
     def _close(self, choice: Choice) -> None:
         choice.state = State.BLOCKED
-        for run in choice.runs.values():
+        for run in (*choice.runs.values(), *choice.trail):
             run.stop(run.horizon)
         self._uncut = [run for run in self._uncut if run.choice != choice.index]
         live = any(other.state is State.LIVE for other in self._choices.values())
@@ -459,6 +466,11 @@ class Guard:
         self.over = self._ending = True
         self._release()
         self._drop_queue()
+        if self._trailing:
+            for choice in self._choices.values():
+                for run in choice.trail:
+                    run.stop(run.horizon)
+            self._withdraw()
 
     def _malformed(self, chunk: Chunk, now: float) -> None:
         """A frame that cannot be read never leaves; what came before it does, once it is cleared."""
@@ -479,7 +491,7 @@ class Guard:
             self._cut(now)
         if self._held > self._room:
             self._make_room(now)
-        if self._ending and not self._queue:
+        if self._ending and self.finished:
             self._last()
 
     def _count_unread(self, reading: Reading) -> None:
@@ -492,7 +504,7 @@ class Guard:
             reason, places = "opaque", reading.opaque
         unread = sum(len(container[key]) for container, key in places) if reason else 0
         if unread:
-            self.tally.unverified[reason] = self.tally.unverified.get(reason, 0) + unread
+            self.tally.unread[reason] = self.tally.unread.get(reason, 0) + unread
 
     def _choice_of(self, window: Window) -> Choice:
         index = window.run.choice
@@ -548,45 +560,63 @@ class Guard:
         if held.closes is not None:
             self._emit_closing(held.closes)
             return
-        self.tally.longest_hold_s = max(self.tally.longest_hold_s, self._now - held.since)
+        tally = self.tally
+        tally.longest_hold_s = max(tally.longest_hold_s, self._now - held.since)
         chunk = held.chunk
         dropped = held.dropped
+        said = sum(held.chars)
         if dropped:
             rest = self._without(held)
             if rest is None:
                 return
             chunk = rest
-            for entry, choice in enumerate(held.choices):
-                if entry not in dropped:
-                    choice.started = True
-            self.tally.released += sum(chars for entry, chars in enumerate(held.chars) if entry not in dropped)
-        else:
-            for choice in held.choices:
+            said = sum(chars for entry, chars in enumerate(held.chars) if entry not in dropped)
+        for entry, choice in enumerate(held.choices):
+            if entry not in dropped:
                 choice.started = True
-            self.tally.released += sum(held.chars)
+        if any(run.masks for run, _ in held.waits):
+            chunk, hidden = rewrite.masked(chunk, held.waits, whole=self._whole)
+            said -= hidden
+            tally.blocked += hidden
+        tally.released += said
+        if said and tally.first_hold_s is None:
+            tally.first_hold_s = self._now - held.since
         if not held.choices and self._wants_usage and (chunk.json or {}).get("usage"):
             self._wants_usage = False  # it has it
         self.released.append(chunk)
 
     def _emit_closing(self, choice: Choice) -> None:
-        shared = envelope(self._newest.json or {})
-        frames = []
-        if not choice.started:
-            frames.append({"role": "assistant", "content": ""})
-        if self._policy.on_violation == "replace":
-            frames.append({"content": self._policy.notice})
-        index = choice.index or 0
-        self.released.extend(Chunk.event(delta_frame(shared, index, delta)) for delta in frames)
-        self.released.append(Chunk.event(delta_frame(shared, index, {}, "content_filter")))
+        notice = self._policy.notice if self._policy.on_violation == "replace" else None
+        self.released += closing.closing(self._shared, choice.index or 0, begun=choice.started, notice=notice)
 
     def _last(self) -> None:
-        """Everything has left. A client that asked for usage and was cut off gets what is known."""
-        if not self._wants_usage or self._whole or self.failure is not None:
+        """Everything has left. A client that was cut off is told what was used, if it asked, and what to take back."""
+        if self.failure is not None:
             return
-        if self.cut and self.over:
-            usage = self._usage or _estimated_usage(self._prompt_tokens, math.ceil(self._produced))
-            self.released.append(Chunk.event(usage_frame(envelope(self._newest.json or {}), usage)))
+        if self._wants_usage and self.cut and self.over and not self._whole:
+            usage = self._usage or closing.estimated_usage(self._prompt_tokens, math.ceil(self._produced))
+            self.released.append(closing.usage(self._shared, usage))
         self._wants_usage = False
+        if self._trailing:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Tell the client what it was sent ahead of a verdict that did not let it pass, or never came."""
+        uncleared = [
+            (choice.index, run.surface, run.withdrawn_from)
+            for choice in (self._loose, *self._choices.values())
+            for run in choice.trail
+            if run.withdrawn_from is not None
+        ]
+        if uncleared:
+            self.released.append(closing.withdrawal(self._shared, uncleared))
+        for choice in (self._loose, *self._choices.values()):
+            choice.trail = []
+
+    @property
+    def _shared(self) -> Frame:
+        """What every frame of the reply says."""
+        return envelope(self._newest.json or {})
 
     def _drop_queue(self) -> None:
         self._close_lane()
@@ -617,7 +647,3 @@ def _bound_surfaces(choice: Choice, texts: Sequence[Text]) -> None:
         surfaces = choice.scanners.keys() | {surface for surface, _, _ in texts}
         if len(surfaces) > MAX_SURFACES:
             raise ValueError("too many surfaces")
-
-
-def _estimated_usage(prompt: int, completion: int) -> Frame:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

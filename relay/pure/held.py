@@ -20,7 +20,7 @@ class State(Enum):
 class Choice:
     """One choice of the reply."""
 
-    __slots__ = ("ended", "index", "runs", "scanners", "started", "state")
+    __slots__ = ("ended", "index", "runs", "scanners", "started", "state", "trail")
 
     def __init__(self, index: int | None) -> None:
         self.index = index
@@ -29,6 +29,7 @@ class Choice:
         self.runs: dict[str, Run] = {}  # the open ones, by surface
         self.ended: dict[str, Run] = {}  # the last ended one of each surface, for its tail
         self.scanners: dict[str, Sequence[Scanner]] = {}
+        self.trail: list[Run] = []  # those not wholly cleared, if text may leave before it is
 
 
 class Held:

@@ -5,14 +5,16 @@ Everything else is forwarded as the bytes that it came as.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
 
 from relay.pure.escapes import SurrogatePairer
-from relay.pure.fold import original_length
+from relay.pure.fold import NOTHING, fold, original_length
+from relay.pure.mask import MASK
+from relay.pure.mask import masked as mask
 from relay.pure.openai import Chunk, Frame, dump, has_repeated_key, load_exactly
 from relay.pure.policy import Policy
-from relay.pure.surfaces import PROSE, Reading, read
+from relay.pure.surfaces import PROSE, Reading, index_of, read
 from relay.pure.window import Run
 
 # Comments that well-known servers send to keep a connection open. Any other comment loses its text.
@@ -77,6 +79,59 @@ def without(chunk: Chunk, dropped: Collection[int], cleared: Callable[[int], Fra
     return written(dump(frame), whole=cleared is not None)
 
 
+def masked(chunk: Chunk, waits: Iterable[tuple[Run, int]], *, whole: bool) -> tuple[Chunk, int]:
+    """The frame with what is to be masked masked, and how many characters that are.
+
+    waits: the runs that it says more of, and the horizon of each at which it may leave: so it ends there.
+    """
+    texts: dict[tuple[int, str], str] = {}
+    for part in read(chunk.json or {}, whole=whole).choices:
+        for surface, _, text in part.texts:
+            texts[part.index, surface] = texts.get((part.index, surface), "") + text
+    hidden = 0
+    changed: dict[tuple[int, str], str] = {}
+    for run, need in waits:
+        if run.choice is None or not run.masks:
+            continue
+        text = texts.get((run.choice, run.surface), "")
+        end = need - (text[-1:] in NOTHING)
+        # Halves of pairs are not counted here; of a frame with such nothing is read any more.
+        result = MASK * len(text) if chunk.lenient else mask(text, end - len(fold(text)), run.masks)
+        run.masks = [(start, last) for start, last in run.masks if last > end]
+        if result != text:
+            changed[run.choice, run.surface] = result
+            hidden += sum(before != after for before, after in zip(text, result, strict=True))
+    if not changed:
+        return chunk, 0
+    frame = load_exactly(chunk.data)
+    for position, said in enumerate(frame["choices"]):
+        if type(said) is dict:
+            _mask_choice(said, index_of(said, position), changed, whole=whole)
+    return written(dump(frame), whole=whole), hidden
+
+
+def _mask_choice(said: Frame, index: int, changed: dict[tuple[int, str], str], *, whole: bool) -> None:
+    """Put masked texts in the place of those of one choice. Its logprobs would say them again."""
+    places: list[tuple[Any, str, str]] = [(said, "text", "text")]
+    for name, prefix in (("delta", ""), ("message", "" if whole else "message.")):
+        if type(said.get(name)) is dict:
+            places += [(said[name], surface, prefix + surface) for surface in PROSE]
+    masks = False
+    for container, key, surface in places:
+        result = changed.get((index, surface))
+        old = container.get(key)
+        if result is not None and old:
+            masks = True
+            if type(old) is str:
+                # A choice that stands twice in a frame says its text in two parts.
+                container[key], changed[index, surface] = result[: len(old)], result[len(old) :]
+            else:
+                container[key] = [{"type": "text", "text": result}]
+                changed[index, surface] = ""
+    if masks or (index, "logprobs.content") in changed:
+        said.pop("logprobs", None)
+
+
 def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> Frame:
     """The message of one choice of a whole reply, with the text that was cleared and nothing else."""
     message: Frame = {"role": "assistant"}
@@ -88,7 +143,8 @@ def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> Frame:
         if not text:
             continue
         run = runs[surface]
-        message[surface] = text[: original_length(text, run.horizon, ended=run.horizon >= run.end)]
+        length = original_length(text, run.horizon, ended=run.horizon >= run.end)
+        message[surface] = mask(text, 0, run.masks)[:length] if run.masks else text[:length]
         if run.stopped and run.horizon < run.end:
             break
     message.setdefault("content", "")

@@ -12,6 +12,9 @@ positions go on counting when a surface resumes in a later run. Two kinds of mod
 If e(i) is the first end at or after the end of a span of at most K characters, the span starts no earlier than
 `e(i-1) - (K-1)`: so window i shows it whole, and nothing of it was cleared. That is the guarantee (docs/moderation.md).
 
+A window grows until it is shown to somebody: where calls are scarce windows get longer, and no queue does. In trailing
+mode text may leave `lead_chars` before it is cleared; what was cleared is known all the same.
+
 Nothing here knows frames, clocks or verdict details; `relay.pure.guard` does.
 """
 
@@ -25,14 +28,18 @@ from typing import Final, NamedTuple, Protocol
 
 from relay.pure.escapes import SurrogatePairer, Unescaper
 from relay.pure.fold import NOTHING, fold, longest_nothing, trailing_nothing
-from relay.pure.surfaces import Kind
+from relay.pure.ruling import Action
+from relay.pure.surfaces import PROSE, Kind
+from relay.pure.transcript import MAX_SHOWN_CHARS, Passage, Transcript
 
 # More originals in a row that fold to nothing than any script needs: somebody hides something.
 MAX_NOTHING: Final = 64
-# Tencent's limit for one text, and a sane one for any service.
-MAX_WINDOW_CHARS: Final = 10_000
+MAX_WINDOW_CHARS: Final = MAX_SHOWN_CHARS
 # In canonical text: the fold has made ！ and ？ and ； ASCII, and … three full stops.
 SENTENCE_ENDS: Final = "。!?.;\n"
+
+# Where a mask can be put: in strings of these places, and beside them the logprobs go.
+MASKABLE: Final = frozenset((*PROSE, *(f"message.{surface}" for surface in PROSE), "text", "logprobs.content"))
 
 ALL: Final = sys.maxsize
 
@@ -43,8 +50,10 @@ class Hit(NamedTuple):
     start: int
     end: int
     label: str
-    blocks: bool
+    action: Action
     moderator: str
+    score: int = 0
+    reference: str = ""
 
 
 class Scanner(Protocol):
@@ -68,24 +77,43 @@ class Cutting:
     sentence_chars: int = 64
     max_chars: int = 400
     max_wait_s: float = 1.2
-    context_chars: int = 0  # how much cleared text is shown again, beyond the K-1 that always are
+    context_chars: int = 0  # how much cleared text is shown again, if more than the K-1 that always are
+    lead_chars: int = 0  # how far text may run ahead of its verdict
 
     @property
     def overlap(self) -> int:
         return self.holdback_chars - 1
 
+    @property
+    def shown_again(self) -> int:
+        return max(self.overlap, self.context_chars)
+
 
 class Window:
-    """A piece of a run that remote moderators have to pass."""
+    """A piece of a run that remote moderators have to pass. Positions are canonical.
 
-    __slots__ = ("end", "passed", "run", "start", "text")
+    fresh: where that begins which no window before it has shown; end: where it ends.
+    passage: what is shown, and where that begins. shown: somebody has seen it; until then it grows with its run.
+    """
 
-    def __init__(self, run: Run, start: int, end: int, text: str) -> None:
+    __slots__ = ("end", "fresh", "passage", "passed", "run", "shown")
+
+    def __init__(self, run: Run, fresh: int, end: int, passage: Passage) -> None:
         self.run = run
-        self.start = start
+        self.fresh = fresh
         self.end = end
-        self.text = text
+        self.passage = passage
+        self.shown = False
         self.passed = False
+
+    @property
+    def start(self) -> int:
+        return self.passage.start
+
+    @property
+    def originals(self) -> int:
+        """How many originals are new in it."""
+        return self.passage.originals(self.end) - self.passage.originals(self.fresh)
 
 
 class Run:
@@ -96,9 +124,9 @@ class Run:
     """
 
     __slots__ = (
-        "_base", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners", "_sentence",
-        "_sentence_at", "_text", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasion", "horizon",
-        "name", "needs", "since", "stopped", "surface", "windows",
+        "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners", "_sentence",
+        "_sentence_at", "_transcript", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasion",
+        "horizon", "masks", "name", "needs", "since", "stopped", "surface", "windows", "withdrawn_from",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +152,8 @@ class Run:
         self.stopped = False  # a violation was found in it
         self.evasion: int | None = None  # where a row of originals that fold to nothing was too long
         self.since = 0.0  # when the oldest character that is in no window came
+        self.masks: list[tuple[int, int]] = []  # what leaves masked, half-open
+        self.withdrawn_from: int | None = None  # the original from which on a stopped run had left uncleared
         self._cutting = cutting
         self._scanners = scanners
         self._scanner = scanners[0] if len(scanners) == 1 and not remote else None  # the only one that reads here
@@ -143,14 +173,19 @@ class Run:
         self.cut = start
         self.horizon = start
         self._passed = start
-        # The text from `_base` on is kept: what windows still have to show.
-        self._text = resumes.tail() if resumes and remote else ""
-        self._base = self.end - len(self._text)
+        # A call to a tool cannot be taken back.
+        lead = 0 if surface.startswith(("tool_calls", "function_call")) else cutting.lead_chars
+        self._ahead = lead - cutting.overlap  # of the last window that has passed
+        # What windows still have to show.
+        self._transcript = Transcript(start)
+        if resumes is not None and remote:
+            tail = resumes.tail()
+            self._transcript = Transcript(tail.start, tail.before)
+            self._transcript.append(tail.written, tail.copy)
 
-    def tail(self) -> str:
-        """What a window cut now would show of the text before it."""
-        keep = max(self._cutting.overlap, self._cutting.context_chars)
-        return self._text[max(0, self.cut - keep - self._base) :]
+    def tail(self) -> Passage:
+        """What a window cut now would show."""
+        return self._transcript.passage(self.cut - self._cutting.shown_again, self.end)
 
     def append(self, text: str, kind: Kind, now: float, *, lenient: bool = False) -> Sequence[Hit]:
         """Text that has come. `lenient`: it may hold halves of surrogate pairs.
@@ -168,6 +203,11 @@ class Run:
         if (unescaper is not None and unescaper.pending) or (pairer is not None and pairer.pending):
             self.needs = self.end + 1
         return hits
+
+    @property
+    def maskable(self) -> bool:
+        """Whether its text stands where a mask can be put: in a string, or in one that is dropped instead."""
+        return self.surface in MASKABLE and self.plain
 
     @property
     def plain(self) -> bool:
@@ -207,7 +247,7 @@ class Run:
         if start == self.cut:
             self.since = now
         if self._remote:
-            self._text += copy
+            self._transcript.append(text, copy)
             last = max(map(copy.rfind, SENTENCE_ENDS))
             if last >= 0:
                 self._sentence = start + last + 1
@@ -253,7 +293,7 @@ class Run:
     def ripe(self, now: float) -> bool:
         """Whether a window should be cut now."""
         fresh = self.end - self.cut
-        if not fresh or self.stopped:
+        if not fresh or self.stopped or self._growing:
             return False
         cutting = self._cutting
         return (
@@ -266,26 +306,45 @@ class Run:
 
     def deadline(self) -> float | None:
         """When a window has to be cut if nothing else happens."""
-        if self.end == self.cut or self.stopped:
+        if self.end == self.cut or self.stopped or self._growing:
             return None
         return self.since + self._cutting.max_wait_s
 
+    @property
+    def _growing(self) -> bool:
+        """Whether what comes now joins a window that nobody has seen yet."""
+        return bool(self.windows) and not self.windows[-1].shown
+
     def take(self, now: float) -> Window | None:
         """Cut a window: all that is new, or up to the last sentence end if that is enough. None if nothing is new."""
-        if self.end == self.cut or self.stopped:
+        if self.end == self.cut or self.stopped or self._growing:
             return None
-        cutting = self._cutting
-        end = min(self.end, self.cut + MAX_WINDOW_CHARS - max(cutting.overlap, cutting.context_chars))
-        if not self.ended and self._sentence - self.cut >= cutting.sentence_chars:
-            end = min(end, self._sentence)
-        self._text = self.tail()
-        self._base = self.end - len(self._text)
-        window = Window(self, self._base, end, self._text[: end - self._base])
+        self._transcript.forget(self.cut - self._cutting.shown_again)
+        window = Window(self, self.cut, self.cut, Passage(self.cut, "", 0, ""))
         self.windows.append(window)
-        self.cut = end
+        self._extend(window, now)
+        return window
+
+    def show(self, window: Window, now: float) -> str:
+        """What somebody is about to see of a window: by now, if none was cut after it. Empty: nothing any more."""
+        if self.stopped:
+            return ""
+        if self.windows and self.windows[-1] is window:  # none was cut after it
+            self._extend(window, now)
+        window.shown = True
+        return window.passage.shown
+
+    def _extend(self, window: Window, now: float) -> None:
+        """Let a window, the newest, end as far on as it should."""
+        cutting = self._cutting
+        end = min(self.end, window.fresh + MAX_WINDOW_CHARS - cutting.shown_again)
+        if not self.ended and self._sentence - window.fresh >= cutting.sentence_chars:
+            end = min(end, self._sentence)
+        end = max(end, window.end)
+        window.passage = self._transcript.passage(window.fresh - cutting.shown_again, end)
+        window.end = self.cut = end
         # What stands behind a sentence end came with it or later.
         self.since = self._sentence_at if end == self._sentence else now
-        return window
 
     def passed(self, window: Window) -> None:
         """A window is cleared; its text leaves only after that of the windows before it."""
@@ -306,12 +365,16 @@ class Run:
                 held = scanner.held
         horizon = self.end - held
         if self._remote:
-            horizon = min(horizon, self._passed - self._cutting.overlap)
+            horizon = min(horizon, self._passed + self._ahead)
         if horizon > self.horizon:
             self.horizon = horizon
 
     def stop(self, position: int) -> None:
         """Nothing from `position` on may ever leave."""
+        cleared = self._passed - self._cutting.overlap
+        if self._remote and not self.stopped and max(cleared, 0) < self.horizon < ALL:
+            passage = self.windows[0].passage if self.windows else self.tail()
+            self.withdrawn_from = passage.originals(cleared)
         self.stopped = True
         self.windows.clear()
         self.horizon = min(self.horizon, position)

@@ -8,10 +8,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from relay import exchange
+from relay import consultant, exchange
 from relay import metrics as names
 from relay.errors import UpstreamError
-from relay.metrics import FAMILIES, Metrics, ModerationTally, RequestRecord
+from relay.metrics import FAMILIES, Metrics, ModerationTally, RequestRecord, Standing
+from relay.pure import breaker, ruling
 
 
 @pytest.fixture
@@ -119,6 +120,9 @@ def test_closed_sets_hold_what_the_core_says():
     assert set(get_args(exchange.OutcomeKind)) == set(names.OUTCOMES)
     assert set(get_args(exchange.Operation)) <= set(names.OPERATIONS)
     assert UpstreamError("", code="upstream_unavailable").kind in names.UPSTREAM_ERRORS
+    assert get_args(consultant.Reason) == names.UNJUDGED
+    assert set(names.CHECKS) == {*get_args(ruling.Action), *names.UNJUDGED, "cached", names.OTHER}
+    assert get_args(breaker.State) == names.BREAKER_STATES
 
 
 def test_streams_open_and_close(metrics):
@@ -155,10 +159,11 @@ def test_moderation_tally(metrics):
         released=70,
         withheld=20,
         blocked=10,
-        unverified={"open_failure": 7},
+        unverified={"breaker_open": 7},
         checks={("lexicon", "pass"): 3, ("lexicon", "block"): 1},
         violations={("lexicon", "insult"): 1, ("lexicon", "heresy"): 2},
         longest_hold_s=0.4,
+        first_text_s=0.25,
     )
     metrics.moderated(tally)
     metrics.moderated(tally)
@@ -167,17 +172,48 @@ def test_moderation_tally(metrics):
         for state in ("in", "checked", "released", "withheld", "blocked")
     }
     assert states == {"in": 200, "checked": 260, "released": 140, "withheld": 40, "blocked": 20}
-    assert value(metrics, "relay_released_unverified_characters_total", reason="open_failure") == 14
+    assert value(metrics, "relay_released_unverified_characters_total", reason="breaker_open") == 14
     assert value(metrics, "relay_moderation_checks_total", moderator="lexicon", outcome="pass") == 6
     assert value(metrics, "relay_moderation_checks_total", moderator="lexicon", outcome="block") == 2
     assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="insult") == 2
     assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="other") == 4
     assert value(metrics, "relay_moderation_hold_seconds_sum") == 0.8
+    assert value(metrics, "relay_moderation_first_text_seconds_sum") == 0.5
+
+
+def test_calls_to_moderators(metrics):
+    """Every call that is sent is counted with its characters; one that did not end has no duration."""
+    calls = metrics.calls("tencent", lambda: WELL)
+    calls.sent(400)
+    calls.sent(100)
+    calls.took(0.06)
+    assert value(metrics, "relay_moderation_calls_total", moderator="tencent") == 2
+    assert value(metrics, "relay_moderation_scanned_characters_total", moderator="tencent") == 500
+    assert value(metrics, "relay_moderation_call_seconds_count", moderator="tencent") == 1
+    assert value(metrics, "relay_moderation_call_seconds_bucket", moderator="tencent", le="0.05") == 0
+    assert value(metrics, "relay_moderation_call_seconds_bucket", moderator="tencent", le="0.075") == 1
+
+
+WELL = Standing("closed", 800, 800, 0)
+
+
+@pytest.mark.parametrize(("state", "number"), [("closed", 0), ("probing", 1), ("open", 2)])
+def test_standing_of_moderators(metrics, state, number):
+    """How it stands with a moderator is asked when the counts are read, every time."""
+    now = WELL
+    metrics.calls("tencent", lambda: now)
+    assert value(metrics, "relay_moderation_breaker_state", moderator="tencent") == 0
+    now = Standing(state, 800, 38.5, 12)
+    assert value(metrics, "relay_moderation_breaker_state", moderator="tencent") == number
+    assert value(metrics, "relay_moderation_rate_ceiling", moderator="tencent") == 800
+    assert value(metrics, "relay_moderation_rate_allowed", moderator="tencent") == 38.5
+    assert value(metrics, "relay_moderation_checks_waiting", moderator="tencent") == 12
 
 
 def test_counters_are_there_before_their_first_event(metrics):
     """`rate()` sees the first event of any kind, because its counter was scraped at zero before."""
     metrics.add_moderator("lexicon", ["insult"])
+    metrics.calls("tencent", lambda: WELL)
     counters = {
         (name, labels): amount
         for (name, labels), amount in samples(metrics).items()
@@ -239,6 +275,7 @@ def test_format_follows_the_accept_header(metrics, accept, openmetrics):
 def test_families_are_what_is_exposed(metrics):
     """The list for the documentation and the scrape agree on name, type, help and labels."""
     metrics.request_ended(ended(first_token_s=1.0))
+    metrics.calls("tencent", lambda: WELL)
     exposed = {family.name: family for family in parse_text(metrics.render()[0].decode())}
     for name, kind, text, labels in Metrics.families():
         # The parser drops a counter's `_total`, as OpenMetrics has it.
@@ -259,6 +296,7 @@ def test_series_are_bounded_by_the_configuration():
     metrics = Metrics(models=models, upstreams=["main", "spare"])
     metrics.add_moderator("lexicon", ["lexicon"])
     metrics.add_moderator("tencent", [f"label-{number}" for number in range(20)])
+    metrics.calls("tencent", lambda: WELL)
     hostile = [f'm{number}"}}\n\\' for number in range(1000)]
     for model in models + hostile:
         for outcome in names.OUTCOMES:
@@ -289,7 +327,7 @@ ELSEWHERE = {"admin_token_not_configured", "invalid_admin_token"}
 
 def test_refusals_are_the_codes_that_there_are():
     """Every code of the sources is counted under its name, and no name is there for nothing."""
-    root = Path(names.__file__).parents[1]
+    root = Path(names.__file__).parents[2]
     sources = [
         path
         for folder in ("relay", "plugins/relay_plugins")

@@ -1,8 +1,10 @@
 import copy
 import json
 import logging
+import os
 import pickle
 import pprint
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -122,3 +124,113 @@ def test_bytes_are_not_shown(tmp_path: Path) -> None:
         Secret.read({"file": "key"}, tmp_path, {})
     assert VALUE not in "".join(traceback.format_exception(caught.value))
     assert caught.value.__cause__ is None
+
+
+# Files that change
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the clock on by so many seconds."""
+    now = 1000.0
+    monkeypatch.setattr("relay.secret.monotonic", lambda: now)
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    return pass_by
+
+
+def test_changed_file(tmp_path: Path, later: Callable[[float], None]) -> None:
+    """A new value is seen after a second, not before; in place or by a file that takes the place."""
+    (tmp_path / "key").write_text("old\n")
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    (tmp_path / "key").write_text("newer\n")
+    later(0.9)
+    assert "old" == secret.reveal()
+    later(0.2)
+    assert "newer" == secret.reveal()
+    (tmp_path / "next").write_text("third\n")
+    (tmp_path / "next").replace(tmp_path / "key")
+    later(1)
+    assert "third" == secret.reveal()
+
+
+def test_changed_link(tmp_path: Path, later: Callable[[float], None]) -> None:
+    """A link that is pointed elsewhere is a change, as Kubernetes changes its secrets."""
+    (tmp_path / "a").write_text("one")
+    (tmp_path / "b").write_text("two")
+    (tmp_path / "key").symlink_to("a")
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    (tmp_path / "new").symlink_to("b")
+    (tmp_path / "new").replace(tmp_path / "key")
+    later(1)
+    assert "two" == secret.reveal()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"x" * 65_537])
+def test_bad_change(tmp_path: Path, later: Callable[[float], None], content: bytes) -> None:
+    """While the file holds nothing good, the last good value stands."""
+    path = tmp_path / "key"
+    path.write_bytes(b"good")
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    path.write_bytes(content)
+    later(1)
+    assert "good" == secret.reveal()
+    path.unlink()
+    later(1)
+    assert "good" == secret.reveal()
+    path.mkdir()
+    later(1)
+    assert "good" == secret.reveal()
+    path.rmdir()
+    path.write_bytes(b"better")
+    later(1)
+    assert "better" == secret.reveal()
+
+
+def test_read_once(tmp_path: Path, later: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is looked at once a second however often the value is asked for, and read only when it has changed."""
+    (tmp_path / "key").write_text("k")
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    looked, stat = 0, os.stat
+
+    def counted(path: Path) -> os.stat_result:
+        nonlocal looked
+        looked += 1
+        return stat(path)
+
+    monkeypatch.setattr("relay.secret.os.stat", counted)
+    monkeypatch.delattr("relay.secret._content")
+    for _ in range(100):
+        later(0.05)
+        secret.reveal()
+    assert 4 <= looked <= 5
+
+
+def test_pipe(tmp_path: Path, later: Callable[[float], None]) -> None:
+    """A pipe is read once, and never waited for again."""
+    os.mkfifo(tmp_path / "key")
+    writer = threading.Thread(target=(tmp_path / "key").write_text, args=("piped",))
+    writer.start()
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    writer.join()
+    later(10)
+    assert "piped" == secret.reveal()
+
+
+def test_large_file(tmp_path: Path) -> None:
+    """What is larger than any key is taken for another file."""
+    (tmp_path / "key").write_bytes(b"x" * 65_537)
+    with pytest.raises(ValueError, match="longer than 65536 bytes"):
+        Secret.read({"file": "key"}, tmp_path, {})
+
+
+async def test_changed_on_the_loop(tmp_path: Path, later: Callable[[float], None]) -> None:
+    """`reveal` may be called where nothing may block."""
+    (tmp_path / "key").write_text("a")
+    secret = Secret.read({"file": "key"}, tmp_path, {})
+    (tmp_path / "key").write_text("bc")
+    later(1)
+    assert "bc" == secret.reveal()

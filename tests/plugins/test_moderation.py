@@ -19,7 +19,8 @@ from relay.plugin import Services
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, Lent, exchange
 from relay_plugins.lexicon import Lexicon
-from relay_plugins.moderation import SLICE_CHARS, Moderation
+from relay_plugins.moderation import Moderation
+from relay_plugins.moderation.requests import SLICE_CHARS
 
 SECRET = "forbidden"  # what must stand in no log
 
@@ -180,10 +181,12 @@ async def test_unavailable() -> None:
 
 
 async def test_unavailable_and_open() -> None:
-    """on_failure = "open": the prompt goes on, and each of its characters is counted as unverified, once."""
+    """on_failure = "open": the prompt goes on, and the log says what nobody has checked. No client was sent it."""
     lent = Lent()
     await ask(Moderation(moderators=(Asked(word=None),), on_failure="open"), lent, **says("." * 12_345))
-    assert await lent.count('relay_released_unverified_characters_total{reason="open_failure"}') == 12_345
+    lines = [line for line in lent.lines if line["event"] == "request goes on unchecked"]
+    assert [10_000, 2_360] == sorted((line["characters"] for line in lines), reverse=True)  # with the overlap
+    assert await lent.count('relay_released_unverified_characters_total{reason="error"}') == 0
 
 
 @pytest.mark.parametrize(("on_review", "refused"), [("pass", False), ("block", True)])
@@ -297,7 +300,7 @@ async def test_open_in_a_reply() -> None:
     lent = Lent()
     kept = await answer(Moderation(moderators=(Asked(word=None),), on_failure="open"), "Hello", " world", lent=lent)
     assert kept.text == "Hello world"
-    assert await lent.count('relay_released_unverified_characters_total{reason="open_failure"}') == len(kept.text)
+    assert await lent.count('relay_released_unverified_characters_total{reason="error"}') == len(kept.text)
 
 
 async def test_on_violation_replace() -> None:
@@ -351,14 +354,14 @@ def test_characters(texts: list[str], remote: bool, response: Any) -> None:
 
 
 async def test_moderators_of_one_class() -> None:
-    """Two moderators of one class share their name in logs and metrics; the strictest verdict wins."""
+    """The second of two moderators of one class has a number to its name; the strictest verdict wins."""
     lent = Lent()
     plugin = Moderation(moderators=(Asked(), Asked(word="Hi")))
     with pytest.raises(Reject):
         await ask(plugin, lent, **says("Hi"))
-    assert [line["moderator"] for line in lent.lines] == ["asked"]
-    for outcome in ("pass", "block"):
-        assert await lent.count(f'relay_moderation_checks_total{{moderator="asked",outcome="{outcome}"}}') == 1
+    assert [line["moderator"] for line in lent.lines] == ["asked-2"]
+    for name, outcome in (("asked", "pass"), ("asked-2", "block")):
+        assert await lent.count(f'relay_moderation_checks_total{{moderator="{name}",outcome="{outcome}"}}') == 1
 
 
 async def test_configured_labels() -> None:
@@ -377,7 +380,9 @@ async def test_configured_labels() -> None:
         assert await lent.count(f'relay_moderation_violations_total{{label="{label}",moderator="asked"}}') == 1
 
 
-@pytest.mark.parametrize(("action", "expected"), [("block", Verdict("block", "lexicon", 100)), ("review", PASS)])
+@pytest.mark.parametrize(
+    ("action", "expected"), [("block", Verdict("block", "lexicon", 100)), ("review", Verdict("review", "lexicon", 100))]
+)
 async def test_asking_who_reads_along(action: Any, expected: Verdict) -> None:
     """A moderator that reads along can be asked as well; it folds the text itself."""
     found = await lexicon(action=action).check("It is ＦＯＲbidden.", Context("request-1", "request", "messages[0]"))
@@ -402,8 +407,6 @@ def test_known_as() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"request": "parallel"}, 'plugins[0]: request = "parallel" is not built yet; use "before"'),
-        ({"response": "trailing"}, 'plugins[0]: response = "trailing" is not built yet; use "strict"'),
         ({"on_violation": "replace"}, 'plugins[0]: on_violation = "replace" needs a notice = "…" to put in the place'),
         ({"moderators": []}, "plugins[0]: moderators is empty; add one"),
         ({"response": "strct"}, "plugins[0].response: unknown value 'strct'; did you mean 'strict'?"),
@@ -416,8 +419,14 @@ def test_known_as() -> None:
     ],
 )
 def test_options(options: Mapping[str, object], expected: str) -> None:
-    """Options that make no sense, or are not built yet, stop the start with what to write instead."""
+    """Options that make no sense stop the start with what to write instead."""
     context = Surroundings(folder=Path(), environ={}, kinds={Moderator: lambda use: Asked})
     with pytest.raises(ConfigError) as caught:
         build(Moderation, {"moderators": [{"use": "asked"}], **options}, "plugins[0]", context=context)
     assert str(caught.value).startswith(expected)
+
+
+def test_nothing_to_trail_behind() -> None:
+    """Trailing mode without anybody whom it would wait for is a mistake."""
+    with pytest.raises(ValueError, match='response = "trailing" is for moderators that have to be asked; use "strict"'):
+        Moderation(moderators=(lexicon(),), response="trailing")

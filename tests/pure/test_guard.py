@@ -12,15 +12,17 @@ import pytest
 from relay.pure.guard import Guard, Violation
 from relay.pure.openai import Chunk
 from relay.pure.policy import Policy
+from relay.pure.ruling import Ruling
 from relay.pure.sse import Decoder
 from relay.pure.window import Cutting, Hit, Window
 from relay.testing import frames
-from relay_plugins.lexicon import Phrases
-from relay_plugins.lexicon.phrases import PhraseScanner
+from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
 
 BAD = "敏感词"
-PHRASES = Phrases([BAD, "forbidden"], label="word", blocks=True, moderator="lexicon")
-REVIEWED = Phrases([BAD], label="word", blocks=False, moderator="lexicon")
+PASS = Ruling("pass")
+BLOCK = Ruling("block", "label", 90, "model", "call-1")
+PHRASES = Phrases([(word, Manner("word", "block")) for word in (BAD, "forbidden")], "lexicon")
+REVIEWED = Phrases([(BAD, Manner("word", "review"))], "lexicon")
 
 # K = 4; nothing ripens but with the end of a run, so that a test says when a window is cut.
 CUTTING = Cutting(holdback_chars=4, first_chars=999, sentence_chars=999, max_chars=999, max_wait_s=10.0)
@@ -48,8 +50,10 @@ def out(guard: Guard) -> list[bytes]:
 
 
 def asked(guard: Guard) -> list[Window]:
-    """The windows that were cut since this was asked last."""
+    """The windows that were cut since this was asked last. Somebody has seen them: they grow no more."""
     checks, guard.checks = guard.checks, []
+    for window in checks:
+        guard.show(window, 0.0)
     return checks
 
 
@@ -57,7 +61,7 @@ def passed(guard: Guard) -> None:
     """All that is asked and will be is passed."""
     while windows := asked(guard):
         for window in windows:
-            guard.passed(window, 0.0)
+            guard.judged(window, PASS, 0.0)
 
 
 def whole(guard: Guard, *events: bytes) -> list[bytes]:
@@ -152,7 +156,7 @@ def test_every_surface_of_a_choice_is_guarded(fields: dict[str, Any], asks: bool
     guard = remote(depth=9)
     feed(guard, frames.role(), bad)
     guard.end(0.0)
-    texts = {window.run.surface: window.text for window in asked(guard)}
+    texts = {window.run.surface: window.passage.copy for window in asked(guard)}
     assert any(BAD in text or "forbidden" in text for text in texts.values())
     assert [frames.role()] == out(guard)
 
@@ -180,10 +184,10 @@ def test_such_a_string_ends_no_choice_twice_and_none_that_is_whole() -> None:
     feed(guard, frames.text("bbbb", index=1), frames.finish(index=1), frames.text("cccc", index=2))
     feed(guard, frames.role(index=3), frames.chunk([choice(3)], extra={"note": "dddd"}))
     second, note = asked(guard)
-    guard.blocked(first, "label", "model", 0.0)
-    guard.passed(second, 0.0)
+    guard.judged(first, BLOCK, 0.0)
+    guard.judged(second, PASS, 0.0)
     assert not guard.over
-    guard.blocked(note, "label", "model", 0.0)
+    guard.judged(note, BLOCK, 0.0)
     assert guard.over
     guard.end(0.0)
     assert guard.finished
@@ -220,9 +224,9 @@ def test_what_such_a_string_drops_is_held_no_longer() -> None:
     feed(guard, frames.text("aaaa"), frames.finish(), frames.chunk([], extra={"note": BAD}), large)
     text, note = asked(guard)
     assert guard.wants_pause
-    guard.blocked(note, "label", "model", 0.0)
+    guard.judged(note, BLOCK, 0.0)
     assert not guard.wants_pause
-    guard.passed(text, 0.0)
+    guard.judged(text, PASS, 0.0)
     assert [frames.text("aaaa"), frames.finish()] == out(guard)
 
 
@@ -237,12 +241,12 @@ def test_a_string_outside_the_choices_that_every_frame_repeats_is_checked_once()
     first, second = (frames.chunk([choice(index)], extra={"vendor": "acme"}) for index in (0, 1))
     feed(guard, first, second)
     (window,) = asked(guard)
-    assert ("acme", []) == (window.text, out(guard))
-    guard.passed(window, 0.0)
+    assert ("acme", []) == (window.passage.copy, out(guard))
+    guard.judged(window, PASS, 0.0)
     feed(guard, first, frames.chunk([]), second)
     assert [first, second, first, frames.chunk([]), second] == out(guard)
     feed(guard, frames.chunk([], extra={"vendor": "other"}), first)
-    assert ["cmeother", "heracme"] == [window.text for window in asked(guard)]
+    assert ["cmeother", "heracme"] == [window.passage.copy for window in asked(guard)]
 
 
 def test_an_ended_choice_that_waits_in_the_queue_keeps_its_closing() -> None:
@@ -252,8 +256,8 @@ def test_an_ended_choice_that_waits_in_the_queue_keeps_its_closing() -> None:
         guard, frames.chunk([], extra={"note": "dddd"}), frames.text("aaaa"), frames.finish(), frames.text("b", index=1)
     )
     note, text = asked(guard)
-    guard.blocked(text, "label", "model", 0.0)
-    guard.blocked(note, "label", "model", 0.0)
+    guard.judged(text, BLOCK, 0.0)
+    guard.judged(note, BLOCK, 0.0)
     assert [*closed(), *closed(1)] == said(out(guard))
 
 
@@ -288,13 +292,13 @@ def test_a_violation_before_an_unreadable_frame_is_answered_too() -> None:
     """Nothing waits for a run that is stopped."""
     guard = remote()
     feed(guard, frames.role(), frames.text("abcd"), frames.data("{"))
-    guard.blocked(asked(guard)[0], "label", "model", 0.0)
+    guard.judged(asked(guard)[0], BLOCK, 0.0)
     assert guard.finished
     assert closed(role=False) == said(out(guard)[1:])
     assert "upstream_malformed" == guard.failure
     guard = remote(on_violation="error")
     feed(guard, frames.role(), frames.text("abcd"), frames.data("{"))
-    guard.blocked(asked(guard)[0], "label", "model", 0.0)
+    guard.judged(asked(guard)[0], BLOCK, 0.0)
     assert guard.finished
     assert [frames.role()] == out(guard)
     assert "upstream_malformed" == guard.failure
@@ -455,7 +459,7 @@ def test_a_surface_of_its_own_for_a_name_between_two_pieces_of_arguments() -> No
 def windows_after(*events: bytes) -> list[tuple[str, str]]:
     guard = remote(depth=99)
     feed(guard, *events)
-    return [(window.run.surface, window.text) for window in asked(guard)]
+    return [(window.run.surface, window.passage.copy) for window in asked(guard)]
 
 
 def test_text_on_another_surface_ends_a_run() -> None:
@@ -499,7 +503,7 @@ def test_the_end_of_a_choice_ends_its_runs() -> None:
     guard = remote()
     feed(guard, frames.text("ab"))
     guard.end(0.0)
-    assert ["ab"] == [window.text for window in asked(guard)]
+    assert ["ab"] == [window.passage.copy for window in asked(guard)]
     guard.end(0.0)
     feed(guard, frames.text("c"))
     assert [] == asked(guard)
@@ -562,7 +566,7 @@ def test_when_the_guard_is_full_frames_pass_those_of_other_choices() -> None:
     feed(guard, both, frames.role(index=2))
     assert [] == out(guard)
     assert guard.wants_pause
-    guard.passed(*asked(guard), 0.0)
+    guard.judged(*asked(guard), PASS, 0.0)
     assert not guard.wants_pause
     guard.end(0.0)
     assert [waits, frames.chunk([]), frames.role(), both, frames.role(index=2)] == out(guard)
@@ -574,7 +578,7 @@ def test_text_that_is_cleared_passes_too() -> None:
     done = {"finish_reason": "stop"}
     feed(guard, frames.delta({"content": "aaaa"}, **done), frames.delta({"content": "bbbb"}, index=1, **done))
     _, second = asked(guard)
-    guard.passed(second, 0.0)
+    guard.judged(second, PASS, 0.0)
     assert [(1, {"content": "bbbb"}, "stop")] == said(out(guard))
     assert not guard.wants_pause
     guard = lexicon(choices=2, held_bytes=len(frames.text("敏")))
@@ -611,7 +615,7 @@ def test_a_guard_that_stays_full_looks_for_room_only_now_and_then() -> None:
     assert [frames.role(index=1)] * 2 == out(guard)
     feed(guard, frames.role(index=1))
     assert [] == out(guard)
-    guard.passed(window, 0.0)
+    guard.judged(window, PASS, 0.0)
     assert [frames.role(index=1)] == out(guard)
 
 
@@ -622,14 +626,14 @@ def test_a_full_guard_cuts_what_it_has_and_pauses_only_for_a_check() -> None:
     assert [] == asked(guard)
     feed(guard, frames.text("d", index=1), frames.text("e", index=1))
     (window,) = asked(guard)
-    assert "abc" == window.text
+    assert "abc" == window.passage.copy
     assert guard.wants_pause
     feed(guard, frames.text("f", index=1))
     assert [] == asked(guard)  # one in flight is all there may be
-    guard.passed(window, 0.0)
+    guard.judged(window, PASS, 0.0)
     (window,) = asked(guard)
-    assert "def" == window.text
-    guard.passed(window, 0.0)
+    assert "def" == window.passage.copy
+    guard.judged(window, PASS, 0.0)
     assert not guard.wants_pause
     assert "moderation_stalled" == guard.failure  # neither tail can move: 600 bytes are three frames
 
@@ -682,7 +686,7 @@ def test_no_more_checks_are_in_flight_than_the_policy_allows() -> None:
     windows = asked(guard)
     assert 2 == len(windows) == guard.in_flight
     assert guard.deadline() is None
-    guard.passed(windows[1], 0.0)
+    guard.judged(windows[1], PASS, 0.0)
     assert 1 == len(asked(guard))
     assert 2 == guard.in_flight
 
@@ -697,7 +701,7 @@ def test_a_tick_cuts_what_has_waited_long_enough() -> None:
     guard.tick(10.9)
     assert [] == asked(guard)
     guard.tick(11.0)
-    assert ["b"] == [window.text for window in asked(guard)]
+    assert ["b"] == [window.passage.copy for window in asked(guard)]
     assert 12.0 == guard.deadline()
 
 
@@ -716,7 +720,7 @@ def test_a_violation_ends_its_choice_and_no_other() -> None:
     assert closed(role=False) == said(sent[2:3])
     assert [frames.text("x", index=1), frames.text("y", index=1), frames.finish(index=1), frames.usage()] == sent[3:]
     assert not guard.over
-    assert Violation(0, "content", 3, "word", "lexicon", True) == guard.tally.violations[0]
+    assert Violation(0, "content", 3, "word", "lexicon", "block") == guard.tally.violations[0]
     assert (9, 4, 3, 3) == (guard.tally.came, guard.tally.released, guard.tally.blocked, guard.tally.late)
 
 
@@ -750,7 +754,7 @@ def test_it_takes_them_from_the_newest_frame_that_has_choices() -> None:
     guard = remote()
     feed(guard, frames.text("aa"), frames.text("bb", id="new"), frames.chunk([], id=""))
     guard.end(0.0)
-    guard.blocked(*asked(guard), "label", "model", 0.0)
+    guard.judged(*asked(guard), BLOCK, 0.0)
     role, closing, unsaid = (json.loads(raw[6:])["id"] for raw in out(guard))
     assert ("new", "new", "") == (role, closing, unsaid)
 
@@ -791,26 +795,30 @@ def test_a_frame_that_waits_for_two_choices_waits_for_both() -> None:
         frames.finish(index=1),
     )
     first, second = asked(guard)
-    guard.blocked(first, "label", "model", 0.0)
+    guard.judged(first, BLOCK, 0.0)
     assert closed() == said(out(guard))
-    guard.passed(second, 0.0)
+    guard.judged(second, PASS, 0.0)
     assert [(1, {"content": "bbbb"}, None), (1, {}, "stop")] == said(out(guard))
 
 
 def test_a_second_verdict_may_take_back_more_than_the_first() -> None:
     """With context a window shows text that was cleared; frames of it that have not left are dropped then."""
     guard = remote(choices=2, depth=9, cutting=Cutting(holdback_chars=2, first_chars=1, max_chars=2, context_chars=9))
-    feed(guard, frames.text("bbbb", index=1), frames.text("aa"), frames.text("aa"))
-    other, first, second = asked(guard)
-    guard.passed(first, 0.0)
-    guard.passed(second, 0.0)
-    feed(guard, frames.text("cc"), frames.text("dd"))
-    third, fourth = asked(guard)
+    feed(guard, frames.text("bbbb", index=1), frames.text("aa"))
+    other, first = asked(guard)
+    feed(guard, frames.text("aa"))
+    (second,) = asked(guard)
+    guard.judged(first, PASS, 0.0)
+    guard.judged(second, PASS, 0.0)
+    feed(guard, frames.text("cc"))
+    (third,) = asked(guard)
+    feed(guard, frames.text("dd"))
+    (fourth,) = asked(guard)
     assert (0, 0) == (third.start, fourth.start)
-    guard.blocked(fourth, "label", "model", 0.0)
-    guard.blocked(third, "label", "model", 0.0)
+    guard.judged(fourth, BLOCK, 0.0)
+    guard.judged(third, BLOCK, 0.0)
     guard.end(0.0)
-    guard.passed(other, 0.0)
+    guard.judged(other, PASS, 0.0)
     passed(guard)
     assert guard.finished
     assert [(1, {"content": "bbbb"}, None), *closed()] == said(out(guard))
@@ -821,7 +829,7 @@ def test_no_window_is_cut_for_a_choice_that_has_ended() -> None:
     guard = remote(depth=1, choices=2)
     feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish())
     (window,) = asked(guard)
-    guard.blocked(window, "label", "model", 0.0)
+    guard.judged(window, BLOCK, 0.0)
     assert [] == asked(guard)
     for gone in (True, False):
         guard = remote(depth=1)
@@ -829,7 +837,7 @@ def test_no_window_is_cut_for_a_choice_that_has_ended() -> None:
         (window,) = asked(guard)
         if gone:
             guard.abandon()
-            guard.passed(window, 99.0)
+            guard.judged(window, PASS, 99.0)
         else:
             guard.failed(window, 99.0)
         guard.tick(999.0)
@@ -852,14 +860,14 @@ def test_a_missing_verdict_on_a_choice_that_has_ended_ends_nothing_else() -> Non
     guard = remote(choices=2, depth=9, usage=True)
     feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish(), frames.text("c", index=1))
     first, second = asked(guard)
-    guard.blocked(second, "label", "model", 0.0)
+    guard.judged(second, BLOCK, 0.0)
     guard.failed(first, 0.0)
     assert guard.failure is None
     assert closed() == said(whole(guard, frames.finish(index=1)))[:2]
     guard = remote(depth=9, usage=True)
     feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.finish())
     first, second = asked(guard)
-    guard.blocked(second, "label", "model", 0.0)
+    guard.judged(second, BLOCK, 0.0)
     guard.end(0.0)
     assert guard.finished
     guard.failed(first, 0.0)
@@ -870,16 +878,16 @@ def test_a_missing_verdict_on_a_choice_that_has_ended_ends_nothing_else() -> Non
         guard, *(event for index in (1, 2) for event in (frames.text("cccc", index=index), frames.finish(index=index)))
     )
     first, second = asked(guard)
-    guard.blocked(second, "label", "model", 0.0)
+    guard.judged(second, BLOCK, 0.0)
     assert [1] == [window.run.choice for window in asked(guard)]
     guard.failed(first, 0.0)
     assert [2] == [window.run.choice for window in asked(guard)]  # its place in flight is free again
     guard = remote(whole=True, depth=9, choices=2)
     guard.feed(Chunk.body(body({"content": "aaaa", "refusal": "bbbb"}, {"content": "cccc"})), 0.0)
-    windows = {window.text: window for window in asked(guard)}
-    guard.blocked(windows["bbbb"], "label", "model", 0.0)
+    windows = {window.passage.copy: window for window in asked(guard)}
+    guard.judged(windows["bbbb"], BLOCK, 0.0)
     guard.failed(windows["aaaa"], 0.0)
-    guard.passed(windows["cccc"], 0.0)
+    guard.judged(windows["cccc"], PASS, 0.0)
     assert ["", "cccc"] == [entry["message"]["content"] for entry in json.loads(out(guard)[0])["choices"]]
 
 
@@ -890,7 +898,7 @@ def test_a_client_that_has_gone_is_sent_nothing() -> None:
     guard.abandon()
     assert guard.finished
     first, second = asked(guard)
-    guard.blocked(first, "label", "model", 0.0)
+    guard.judged(first, BLOCK, 0.0)
     guard.failed(second, 0.0)
     feed(guard, frames.role())
     assert [] == out(guard)
@@ -905,7 +913,7 @@ def test_many_violations_are_counted_and_a_hundred_are_told() -> None:
     assert 100 == len(guard.tally.violations)
     assert not guard.cut
     assert 0 == guard.tally.blocked
-    assert Violation(0, "content", 3, "word", "lexicon", False) == guard.tally.violations[1]
+    assert Violation(0, "content", 3, "word", "lexicon", "review") == guard.tally.violations[1]
 
 
 # Usage
@@ -936,7 +944,7 @@ def test_usage_that_came_before_the_verdict_is_sent_once() -> None:
     guard = remote(usage=True)
     feed(guard, frames.text("aaaa"), frames.finish(), frames.usage(5, 6))
     guard.end(0.0)
-    guard.blocked(*asked(guard), "label", "model", 0.0)
+    guard.judged(*asked(guard), BLOCK, 0.0)
     sent = out(guard)
     assert closed() == said(sent)
     assert frames.usage(5, 6) == sent[-1]
@@ -1035,9 +1043,9 @@ def test_a_whole_reply_is_cut_where_remote_verdicts_say() -> None:
     """What its windows have cleared by then; a verdict on something else cuts the prose where it stands."""
     guard = remote(whole=True, depth=9)
     guard.feed(Chunk.body(body({"content": "abcdef", "reasoning": "ghij"})), 0.0)
-    content, reasoning = sorted(asked(guard), key=lambda window: window.text)
-    guard.passed(reasoning, 0.0)
-    guard.blocked(content, "label", "model", 0.0)
+    content, reasoning = sorted(asked(guard), key=lambda window: window.passage.copy)
+    guard.judged(reasoning, PASS, 0.0)
+    guard.judged(content, BLOCK, 0.0)
     guard.end(0.0)
     message = json.loads(out(guard)[0])["choices"][0]["message"]
     assert {"role": "assistant", "reasoning": "ghij", "content": ""} == message
@@ -1125,12 +1133,12 @@ def test_a_shadow_lets_verdicts_and_their_absence_change_nothing() -> None:
     feed(guard, *events)
     assert events == out(guard)
     first, second, third = asked(guard)
-    guard.blocked(first, "label", "model", 0.0)
+    guard.judged(first, BLOCK, 0.0)
     guard.failed(second, 0.0)
-    guard.passed(third, 0.0)
+    guard.judged(third, PASS, 0.0)
     guard.end(0.0)
     assert (0, True, None, False) == (guard.in_flight, guard.finished, guard.failure, guard.over)
-    assert [Violation(0, "content", 0, "label", "model", True)] == guard.tally.violations
+    assert [Violation(0, "content", 0, "label", "model", "block", 90, "call-1")] == guard.tally.violations
     assert [] == out(guard)
 
 
@@ -1152,7 +1160,7 @@ class Twice:
     held = 0
 
     def feed(self, text: str) -> Sequence[Hit]:
-        return [Hit(3, 4, "b", True, "x"), Hit(1, 2, "a", True, "x")]
+        return [Hit(3, 4, "b", "block", "x"), Hit(1, 2, "a", "block", "x")]
 
     def finish(self) -> Sequence[Hit]:
         return ()
@@ -1179,7 +1187,7 @@ def test_what_an_option_lets_leave_unread_is_counted(options: dict[str, Any], un
     """By the option, in characters: nothing leaves without a verdict and without a trace."""
     guard = Guard(Policy(**options))
     guard.feed(Chunk.event({"choices": [{"index": 0, "delta": {"extra": "abc", "signature": "A" * 300}}]}), 0.0)
-    assert unverified == guard.tally.unverified
+    assert unverified == guard.tally.unverified()
 
 
 def test_the_longest_wait_of_a_released_frame_is_known() -> None:
@@ -1188,5 +1196,5 @@ def test_the_longest_wait_of_a_released_frame_is_known() -> None:
     guard.feed(Chunk.event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}]}), 1.0)
     assert 0.0 == guard.tally.longest_hold_s
     [window] = guard.checks
-    guard.passed(window, 3.5)
+    guard.judged(window, PASS, 3.5)
     assert 2.5 == guard.tally.longest_hold_s

@@ -9,15 +9,20 @@ from relay.pure.guard import Guard
 from relay.pure.held import Lane
 from relay.pure.openai import Chunk
 from relay.pure.policy import Policy
+from relay.pure.ruling import Ruling, Span
 from relay.pure.sse import Decoder
 from relay.pure.window import Cutting
 from relay.testing import frames
-from relay_plugins.lexicon import Phrases
-from relay_plugins.lexicon.phrases import PhraseScanner
+from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
 
-PHRASES = Phrases(["敏感词", "ass", "ab"], label="word", blocks=True, moderator="lexicon")
-MILD = Phrases(["词", "x"], label="word", blocks=False, moderator="lexicon")
+PHRASES = Phrases([(word, Manner("word", "block")) for word in ("敏感词", "ass", "ab")], "lexicon")
+MILD = Phrases([("词", Manner("word", "review")), ("x", Manner("word", "mask"))], "lexicon")
 
+RULINGS = {
+    "pass": Ruling("pass"),
+    "block": Ruling("block", "label", 90, "model"),
+    "mask": Ruling("mask", "label", 60, "model", masks=(Span(0, 1),)),
+}
 
 SEEDS = 300
 
@@ -56,7 +61,7 @@ def script(random: Random) -> list[Step]:
     steps: list[Step] = []
     for _ in range(random.randint(1, 8)):
         steps += [("feed", frames.text(random.choice(TEXTS))) for _ in range(random.randint(0, 8))]
-        what = random.choice(["feed", "pass", "pass", "block", "fail", "tick"])
+        what = random.choice(["feed", "pass", "pass", "pass", "block", "mask", "fail", "tick"])
         steps.append((what, random.choice(ODD) if what == "feed" else random.randint(0, 3)))
     return steps
 
@@ -79,7 +84,7 @@ def policy(random: Random) -> Policy:
 def looks(guard: Guard) -> tuple[Any, ...]:
     """Everything that a caller can see, and takes."""
     released, guard.released = [chunk.raw for chunk in guard.released], []
-    checks = [(window.start, window.end, window.text, window.run.surface) for window in guard.checks]
+    checks = [(window.start, window.end, window.passage.copy, window.run.surface) for window in guard.checks]
     state = guard.in_flight, guard.over, guard.finished, guard.failure, guard.cut, guard.wants_pause, guard.deadline()
     return released, checks, state
 
@@ -106,19 +111,22 @@ def run(make: type[Guard], seed: int, *, remote: bool) -> list[Any]:
             guard.tick(now * 0.25)
         elif windows:
             window = windows.pop(which % len(windows))
-            if what == "block":
-                guard.blocked(window, "label", "model", now * 0.25)
+            if what in RULINGS:
+                guard.judged(window, RULINGS[what], now * 0.25)
             else:
-                (guard.passed if what == "pass" else guard.failed)(window, now * 0.25)
+                guard.failed(window, now * 0.25)
         shown.append(looks(guard))
         windows += guard.checks
+        if random.random() < 0.7:
+            for window in windows:
+                guard.show(window, now * 0.25)
         guard.checks = []
     guard.end(99.0)
     while not guard.finished:
         shown.append(looks(guard))
         windows += guard.checks
         guard.checks = []
-        guard.passed(windows.pop(0), 99.0)
+        guard.judged(windows.pop(0), Ruling("pass"), 99.0)
     shown.append(looks(guard))
     tally = guard.tally
     return [*shown, tally]
@@ -141,11 +149,11 @@ def talk(*pieces: str, policy: Policy | None = None, **options: Any) -> Guard:
 
 
 def test_the_lane_is_taken() -> None:
-    """By every text of a choice that says nothing else, from the first on; what came before it waits in the lane too."""
+    """By every text of a choice that says nothing else, once the first has left; what came before it waits in the lane too."""
     guard = talk("x", "敏", "感")
     assert guard._lane is not None
     assert not guard._queue
-    assert 3 == guard._lane.came
+    assert 2 == guard._lane.came
     assert guard._lane.bytes == len(frames.text("敏") + frames.text("感"))
     assert len(talk("x", "敏", "感").released) == 2
     for chunk in Decoder(Chunk).feed(frames.chunk([])):

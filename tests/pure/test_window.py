@@ -26,8 +26,10 @@ def a_run(text: str = "", cutting: Cutting = PATIENT, **options: object) -> Run:
 
 
 def taken(run: Run, now: float = 0.0) -> Window:
+    """The next window, seen by somebody: it grows no more."""
     window = run.take(now)
     assert window is not None
+    run.show(window, now)
     return window
 
 
@@ -174,7 +176,7 @@ def test_more_context_is_shown_if_it_is_asked_for_and_never_less_than_the_overla
         run = a_run("abcdef", patient(context_chars=context))
         taken(run)
         run.append("gh", Kind.PLAIN, 0.0)
-        assert expected == taken(run).text
+        assert expected == taken(run).passage.copy
 
 
 def test_a_window_ends_at_the_last_sentence_end_if_that_is_long_enough() -> None:
@@ -185,8 +187,8 @@ def test_a_window_ends_at_the_last_sentence_end_if_that_is_long_enough() -> None
     assert (3, 9, "cd。efg") == _shown(taken(run))
     ended = a_run("ab.cd", cutting)
     ended.finish(0.0)
-    assert "ab.cd" == taken(ended).text
-    assert "a.bcd" == taken(a_run("a.bcd", cutting)).text
+    assert "ab.cd" == taken(ended).passage.copy
+    assert "a.bcd" == taken(a_run("a.bcd", cutting)).passage.copy
 
 
 def test_no_window_is_longer_than_a_service_takes() -> None:
@@ -197,7 +199,7 @@ def test_no_window_is_longer_than_a_service_takes() -> None:
     assert (9_800, 12_000) == (second.start, second.end)
     run = a_run("a" * 20_000)
     taken(run)
-    assert MAX_WINDOW_CHARS == len(taken(run).text)
+    assert MAX_WINDOW_CHARS == len(taken(run).passage.copy)
 
 
 @given(
@@ -218,7 +220,7 @@ def test_windows_follow_one_another_without_a_gap(
         text += piece
         while cut and (window := run.take(0.0)) is not None:
             start = max(0, end - max(holdback - 1, context))
-            assert (start, text[start : window.end]) == (window.start, window.text)
+            assert (start, text[start : window.end]) == (window.start, window.passage.copy)
             assert end < window.end
             end = window.end
             run.passed(window)
@@ -226,7 +228,7 @@ def test_windows_follow_one_another_without_a_gap(
 
 
 def _shown(window: Window) -> tuple[int, int, str]:
-    return window.start, window.end, window.text
+    return window.start, window.end, window.passage.copy
 
 
 # How far a run is cleared
@@ -298,7 +300,7 @@ def test_a_surface_that_resumes_is_shown_the_end_of_its_last_run() -> None:
     third = a_run("j", resumes=resumed)
     assert (6, 10, "ghij") == _shown(taken(third))
     with_context = a_run("gh", patient(context_chars=5), resumes=a_run("abcdef", patient(context_chars=5)))
-    assert "bcdefgh" == taken(with_context).text
+    assert "bcdefgh" == taken(with_context).passage.copy
 
 
 def test_a_run_with_scanners_alone_is_cleared_up_to_what_the_slowest_holds() -> None:
@@ -347,7 +349,7 @@ def test_scanners_and_remote_moderators_both_have_to_clear() -> None:
 
 def test_hits_of_all_scanners_are_told() -> None:
     """As they come and at the end."""
-    first, second = Hit(0, 1, "a", True, "x"), Hit(1, 2, "b", False, "y")
+    first, second = Hit(0, 1, "a", "block", "x"), Hit(1, 2, "b", "review", "y")
     run = Run(0, "content", PATIENT, [Holding(0, first), Holding(0), Holding(0, second)])
     assert (first, second) == run.append("ab", Kind.PLAIN, 0.0)
     assert (first, second) == run.finish(0.0)
@@ -396,12 +398,12 @@ def test_halves_of_a_pair_in_two_pieces_are_one_character() -> None:
     assert (1, 2) == (run.end, run.needs)
     run.append("\udc1a", Kind.PLAIN, 0.0, lenient=True)
     assert (2, 2) == (run.end, run.needs)
-    assert "aa" == taken(run).text  # 𝐚 is an a
+    assert "aa" == taken(run).passage.copy  # 𝐚 is an a
     run.append("\ud835", Kind.PLAIN, 0.0, lenient=True)
     run.append("b", Kind.PLAIN, 0.0)
     run.append("\ud835", Kind.PLAIN, 0.0, lenient=True)
     run.finish(0.0)
-    assert "aa\ufffdb\ufffd" == taken(run).text
+    assert "aa\ufffdb\ufffd" == taken(run).passage.copy
 
 
 def test_the_escapes_in_a_tools_arguments_are_decoded() -> None:
@@ -416,14 +418,14 @@ def test_the_escapes_in_a_tools_arguments_are_decoded() -> None:
     assert run.needs == run.end
     run.append("\\", Kind.ESCAPED, 0.0)
     run.finish(0.0)
-    assert 'get_weather\n{"你a\\' == taken(run).text
+    assert 'get_weather\n{"你a\\' == taken(run).passage.copy
 
 
 def test_escapes_in_any_other_text_are_no_escapes() -> None:
     """A reader is shown them as they stand, and nothing waits for their rest."""
     run = a_run("\\u4f60\\")
     assert run.needs == run.end
-    assert "\\u4f60\\" == taken(run).text
+    assert "\\u4f60\\" == taken(run).passage.copy
 
 
 def test_a_half_that_an_escape_spells_meets_one_that_a_chunk_brings() -> None:
@@ -432,7 +434,7 @@ def test_a_half_that_an_escape_spells_meets_one_that_a_chunk_brings() -> None:
     run.append("\\ud835", Kind.ESCAPED, 0.0)
     run.append("\udc1a\ud835\\u", Kind.ESCAPED, 0.0, lenient=True)
     run.finish(0.0)
-    assert "a\ufffd\\u" == taken(run).text
+    assert "a\ufffd\\u" == taken(run).passage.copy
 
 
 def test_what_is_cut_between_two_runs_is_joined_in_the_second() -> None:
@@ -447,7 +449,7 @@ def test_what_is_cut_between_two_runs_is_joined_in_the_second() -> None:
     resumed.finish(0.0, resumable=True)
     last = a_run(resumes=resumed)
     last.append("\udc1a", Kind.ESCAPED, 0.0, lenient=True)
-    assert "a你a" == taken(last).text
+    assert "a你a" == taken(last).passage.copy
 
 
 def test_a_run_knows_when_a_tools_arguments_have_begun() -> None:

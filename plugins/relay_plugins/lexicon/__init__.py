@@ -4,6 +4,7 @@ It reads along, so it does better than windows: it holds back the longest tail t
 """
 
 from relay_plugins.lexicon.moderator import Lexicon
-from relay_plugins.lexicon.phrases import Phrases
+from relay_plugins.lexicon.phrases import Manner, Phrases
+from relay_plugins.lexicon.scanner import PhraseScanner
 
-__all__ = ["Lexicon", "Phrases"]
+__all__ = ["Lexicon", "Manner", "PhraseScanner", "Phrases"]

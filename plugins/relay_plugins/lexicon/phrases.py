@@ -1,22 +1,28 @@
-"""A set of phrases, and the reader that finds them in a text that is still coming.
+"""A set of phrases, found in texts and at their ends.
 
-Everything here is canonical text (`relay.pure.fold`): phrases are folded once, texts by the caller.
+Everything here is canonical text (`relay.pure.fold`): phrases are folded once, texts by the caller. A text is read twice:
+as it is, and without the gaps in it (`relay_plugins.lexicon.spelling`), for those who write f u c k.
 
-Whole phrases are found by an Aho-Corasick automaton. It shows nothing of its state, so how long a tail may begin a
-phrase is told by a set of all proper prefixes kept beside it: a tail is held if it is one of them.
+Whole phrases are found by an automaton. It shows nothing of its state, so how long a tail may begin a phrase is told by a
+set of the heads of all phrases kept beside it: a tail is held if it is one of them, in either reading.
 
 Latin phrases match whole words: "ass" is not in "class". Whether a word has ended is decided by the next character or by
-the end of the text, so such a phrase is held back whole until then. A Han character is no part of a Latin word.
+the end of the text, so such a phrase is held back whole until then. A Han character is no part of a Latin word. What is
+written apart is bounded like that whatever the list says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from ahocorasick_rs import AhoCorasick, Implementation
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from heapq import merge
+from typing import NamedTuple, TypeVar
 
 from relay.pure.fold import fold
+from relay.pure.ruling import STRICTNESS, Action
 from relay.pure.window import Hit
+from relay_plugins.lexicon.automaton import Automaton
+from relay_plugins.lexicon.spelling import Together, heads, readings, spaced, spells, together
 
 # Latin, Greek, Cyrillic and Armenian end here. Words of later scripts are not set apart (Thai), or carry what others
 # write before and after them (Hebrew, Korean): whole words would miss them.
@@ -26,8 +32,36 @@ _FIRST_JOINED = "\u0590"
 STEP_CHARS = 16
 STEPS = 16_384
 
+# Sorted in 5 ms.
+PIECE = 10_000
+
+T = TypeVar("T", tuple[str, bool], tuple[str, int])
+
 Step = tuple[str, int, int, str]
 """The tail of a text that may begin a phrase, its length, the length before it and the last character there."""
+
+
+class Manner(NamedTuple):
+    """What a list wants done with its phrases."""
+
+    label: str
+    action: Action
+    whole_words: bool = True
+
+
+class _Match(NamedTuple):
+    number: int
+    start: int
+    end: int
+    apart: bool
+
+
+def canonical(phrase: str) -> str:
+    """A phrase as it is compared with texts. Raises ValueError if nothing of it is left."""
+    copy = fold(phrase).strip()
+    if not copy:
+        raise ValueError(f"the phrase {phrase!r} has no visible character; remove it")
+    return copy
 
 
 def _in_word(char: str) -> bool:
@@ -35,45 +69,47 @@ def _in_word(char: str) -> bool:
     return char < _FIRST_JOINED and char.isalnum()
 
 
+def _ordered(items: Iterable[T]) -> list[T]:
+    """Sorted in pieces: one call for 100,000 items would keep the interpreter's lock, and all streams waiting."""
+    unordered = list(items)
+    pieces = (sorted(unordered[start : start + PIECE]) for start in range(0, len(unordered), PIECE))
+    return list(merge(*pieces))
+
+
 class Phrases:
-    """A set of phrases, built once. Raises ValueError for a phrase of which the fold leaves nothing."""
+    """A set of phrases, built once. If several lists have a phrase, the strictest of them has it.
 
-    def __init__(
-        self, phrases: Iterable[str], *, label: str, blocks: bool, moderator: str, whole_words: bool = True
-    ) -> None:
-        folded: dict[str, None] = {}
-        for phrase in phrases:
-            copy = fold(phrase).strip()
-            if not copy:
-                raise ValueError(f"the phrase {phrase!r} has no visible character; remove it")
-            folded[copy] = None
-        self._phrases = tuple(folded)
-        self._automaton = AhoCorasick(self._phrases, implementation=Implementation.ContiguousNFA)
-        self._label = label
-        self._blocks = blocks
+    phrases: in canonical text (`canonical`), not empty.
+    """
+
+    def __init__(self, phrases: Iterable[tuple[str, Manner]], moderator: str) -> None:
         self._moderator = moderator
-        self._word_start = tuple(whole_words and _in_word(phrase[0]) for phrase in self._phrases)
-        self._word_end = tuple(whole_words and _in_word(phrase[-1]) for phrase in self._phrases)
-        self.longest = max(map(len, self._phrases), default=0)
-        # A phrase that waits for its word to end is held like the head of a longer one.
-        self.heads = frozenset(
-            phrase[:length]
-            for phrase, waits in zip(self._phrases, self._word_end, strict=True)
-            for length in range(1, len(phrase) + waits)
+        manners: dict[tuple[str, bool], Manner] = {}
+        for phrase, manner in phrases:
+            key = phrase, manner.whole_words and (_in_word(phrase[0]) or _in_word(phrase[-1]))
+            known = manners.setdefault(key, manner)
+            if STRICTNESS[manner.action] > STRICTNESS[known.action]:
+                manners[key] = manner
+        keys = _ordered(manners)
+        self._phrases = [phrase for phrase, _ in keys]
+        self._manners = [manners[key] for key in keys]
+        apart = _ordered(
+            (reading, number) for number, phrase in enumerate(self._phrases) for reading in readings(phrase) - {phrase}
         )
-
+        self._numbers = [*range(len(keys)), *(number for _, number in apart)]
+        strings = [*self._phrases, *(reading for reading, _ in apart)]
+        self._find = Automaton(strings).find
+        self.longest = max(map(len, strings), default=0)
+        # A phrase that may wait for its word to end is held like the head of a longer one.
+        self.heads = frozenset(head for string in strings for head in heads(string, whole=spaced(string[-1])))
+        # Those that need no word to begin with them.
+        self._inner = frozenset(
+            head
+            for phrase, whole_words in keys
+            if not whole_words and _in_word(phrase[0])
+            for head in heads(phrase, whole=False)
+        )
         self.step = _Steps(self).__getitem__  # written in C, for what is remembered
-
-    def quiet(self, text: str) -> bool:
-        """Whether no phrase stands in `text`, not even inside a word."""
-        return not self._automaton.find_matches_as_indexes(text, overlapping=True)
-
-    def split(self, text: str) -> Step:
-        length = len(text)
-        for start in range(max(0, length - self.longest), length):
-            if text[start:] in self.heads:
-                return text[start:], length - start, start, text[start - 1 : start]
-        return "", 0, length, text[-1:]
 
     def __len__(self) -> int:
         return len(self._phrases)
@@ -85,79 +121,84 @@ class Phrases:
         character is not known yet; a word that ends with the text is then no hit yet. told: the length of the text's
         head whose hits were told already; with `waited`, all but those of words that end with it.
         """
-        matches = self._automaton.find_matches_as_indexes(text, overlapping=True)
-        if not matches:
-            return []
         found = []
-        for index, start, end in matches:
-            if end <= told and not (waited and end == told and self._word_end[index]):
+        for number, start, end, apart in self._matches(text):
+            phrase, manner = self._phrases[number], self._manners[number]
+            in_word = spaced if apart else _in_word
+            bounded = apart or manner.whole_words
+            ends_word = bounded and in_word(phrase[-1])
+            if end <= told and not (waited and end == told and ends_word):
                 continue
-            if self._word_start[index]:
-                previous = text[start - 1] if start else before
-                if previous and _in_word(previous):
-                    continue
-            if self._word_end[index]:
+            if bounded and in_word(phrase[0]) and in_word(text[start - 1] if start else before):
+                continue
+            if ends_word:
                 following = text[end] if end < len(text) else after
-                if following is None or (following and _in_word(following)):
+                if following is None or in_word(following):
                     continue
-            found.append(Hit(start, end, self._label, self._blocks, self._moderator))
+            found.append(Hit(start, end, manner.label, manner.action, self._moderator))
         return found
+
+    def _matches(self, text: str) -> Iterator[_Match]:
+        """Phrases, before anybody has looked at what stands beside them."""
+        matches = self._find(text)
+        for index, start, end in matches:
+            if index < len(self._phrases):
+                yield _Match(index, start, end, apart=False)
+        second = together(text)
+        if second is not None:
+            place = second.place
+            matches = [(index, place(start), place(end - 1) + 1) for index, start, end in self._find(second.text)]
+        for index, start, end in matches:
+            number = self._numbers[index]
+            phrase, written = self._phrases[number], text[start:end]
+            if written != phrase and spells(written, phrase):
+                yield _Match(number, start, end, apart=True)
+
+    # How a text goes on
+
+    def next_step(self, text: str) -> Step | None:
+        """How `text` goes on if nothing is found in it, whatever stands before."""
+        second = together(text)
+        found = self._find(text) or (second is not None and second.text != text and self._find(second.text))
+        return None if found and self.hits(text, "", None) else self._split(text, second)
+
+    def split(self, text: str) -> Step:
+        return self._split(text, together(text))
+
+    def _split(self, text: str, second: Together | None) -> Step:
+        length = len(text)
+        start = self._head(text, text, int)
+        if second is not None:
+            start = min(start, self._head(second.stem, text, second.place))
+        return text[start:], length - start, start, text[start - 1 : start]
+
+    def _head(self, reading: str, text: str, place: Callable[[int], int]) -> int:
+        """Where in `text` the longest tail that begins a phrase begins; the end if there is none.
+
+        What stands before the text is not known here, so its first character may begin a word.
+        """
+        length, known = len(reading), self.heads
+        for index in range(max(0, length - self.longest), length):
+            if reading[index:] in known:
+                start = place(index)
+                inside = start and _in_word(text[start - 1]) and _in_word(text[start])
+                if not inside or reading[index:] in self._inner:
+                    return start
+        return len(text)
 
 
 class _Steps(dict[str, Step | None]):
-    """`split(text)` by text, None where a phrase stands in it. What is short stays, until it is too many."""
+    """`next_step(text)` by text. What is short stays, until it is too many."""
 
     def __init__(self, phrases: Phrases) -> None:
         super().__init__()
-        self._phrases = phrases
+        # Not a circle: a list that was replaced goes when the last reply that reads by it has ended.
+        self._phrases = weakref.proxy(phrases)
 
     def __missing__(self, text: str) -> Step | None:
-        step = self._phrases.split(text) if self._phrases.quiet(text) else None
+        step: Step | None = self._phrases.next_step(text)
         if len(text) <= STEP_CHARS:
             if len(self) >= STEPS:
                 self.clear()
             self[text] = step
         return step
-
-
-class PhraseScanner:
-    """Reads one text as it comes. Positions are counted from its beginning."""
-
-    __slots__ = ("_before", "_decided", "_phrases", "_position", "_step", "_tail", "held")
-
-    def __init__(self, phrases: Phrases) -> None:
-        self.held = 0
-        self._phrases = phrases
-        self._step = phrases.step
-        self._tail = ""  # what is held, or was held when the last run ended
-        self._before = ""  # the character before the tail
-        self._position = 0  # where the tail begins
-        self._decided = False  # the last run has ended, and with it the words at its end
-
-    def feed(self, text: str) -> Sequence[Hit]:
-        if not text:
-            return ()
-        tail = self._tail
-        text = tail + text
-        hits: Sequence[Hit] = ()
-        step = self._step(text)
-        if step is None:
-            phrases = self._phrases
-            hits = self._placed(phrases.hits(text, self._before, None, len(tail), waited=not self._decided))
-            step = phrases.split(text)
-        self._decided = False
-        self._tail, self.held, passed, before = step
-        if passed:
-            self._position += passed
-            self._before = before
-        return hits
-
-    def finish(self) -> Sequence[Hit]:
-        self.held = 0
-        if not self._tail or self._decided:
-            return ()
-        self._decided = True
-        return self._placed(self._phrases.hits(self._tail, self._before, "", len(self._tail), waited=True))
-
-    def _placed(self, hits: Iterable[Hit]) -> list[Hit]:
-        return [hit._replace(start=hit.start + self._position, end=hit.end + self._position) for hit in hits]

@@ -1,0 +1,164 @@
+"""How a phrase may be written apart, and the second text in which such a phrase is found.
+
+敏*感*词, f u c k, bad-apple: a *gap* is one or two separators (white space, punctuation, symbols; no sentence end, no empty
+line) between two letters or digits. A phrase is also found
+
+* with gaps between characters of scripts that write without spaces (Han, kana, Thai), each there or not;
+* with gaps between all characters of a word of another script, or between none: "f u c k" but not "f uck". Each word of
+  a phrase for itself: "b a d apple" is "bad apple";
+* with any gap where the phrase has separators itself.
+
+But prose puts separators between words, which may happen to be a phrase together. So a line end is a gap only where the
+phrase has white space; one gap with a comma, colon, quote or bracket in it is not enough (敏，感，词 has two). A word of two
+letters ("I'm", "i/o"), and a phrase that begins or ends with a separator or has a sentence end inside, is only found as
+it is.
+
+`spells` says this and decides. But nobody can try 100,000 phrases at each place of a text. So a text is read a second
+time with its gaps dropped, and the `readings` of phrases are what is looked for there. One gap stays: the single space
+after a word of two letters or more and before another. It stands between most words of prose, and without it the second
+text of an English reply would be full of what begins some phrase. How a gap is read depends on nothing behind the letter
+after it, so the second text of a text that is still coming only grows.
+
+All texts are canonical (`relay.pure.fold`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Final
+
+from relay.pure.window import SENTENCE_ENDS
+
+
+def _of_categories(codes: Iterable[int], *categories: str) -> str:
+    return "".join(char for char in map(chr, codes) if unicodedata.category(char) in categories)
+
+
+# Thai, Lao; what decomposes into Han, kana and bopomofo and stands beside them; the planes of rare Han characters.
+_UNSPACED: Final = "\u0e00-\u0eff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
+_LETTER: Final = r"[^\W_]"
+_WORD: Final = rf"[^\W_{_UNSPACED}]"
+
+# Marks that the fold keeps are the vowels of Indic scripts: they separate nothing.
+_MARKS: Final = _of_categories(range(0x0900, 0x1D00), "Mc") + _of_categories(range(0xA800, 0xAC00), "Mc")
+# What prose puts between words and clauses: commas, colons, quotes and brackets.
+_CLAUSE: Final = frozenset(",:、\"'" + _of_categories(range(0x3100), "Ps", "Pe", "Pi", "Pf"))
+_ENDS: Final = SENTENCE_ENDS.replace("\n", "") + _MARKS
+# One separator or two, a letter before and another after. (Its first item is a set of characters, for which the engine
+# skips ahead; what has to stand before is looked up behind.)
+_OPEN: Final = rf"[\W_](?<={_LETTER}[^{_ENDS}])%s(?:[\W_](?<![{_ENDS}])(?<!\n\n))?"
+_KEPT: Final = rf"(?!(?<={_WORD}{_WORD} ){_WORD})"
+_AFTER_WORD: Final = re.compile(rf"(?<={_WORD}{_WORD})")
+_WORD_ENDS: Final = re.compile(rf"(?<={_WORD}{_WORD})(?=[{_UNSPACED}])")
+_DROPPED: Final = re.compile(_OPEN % _KEPT + rf"(?={_LETTER})")
+_OPENED: Final = re.compile(_OPEN % "" + r"\Z")
+
+_LETTERS: Final = re.compile(rf"({_LETTER})([\W_]*)")  # each with what stands behind it
+_WORDS: Final = re.compile(rf"{_WORD}+")
+_SPACE: Final = re.compile(r"\s")
+_BETWEEN_WORDS: Final = re.compile(rf"(?<={_WORD}{_WORD})[\W_]+(?={_WORD})")
+# Phrases that may be written apart.
+_SPELT: Final = re.compile(rf"(?!{_WORD}{{2}}\Z){_LETTER}[^{_ENDS}\n]*{_LETTER}")
+# Of a phrase of more words, all are looked for as they are, or all apart.
+MAX_WORDS: Final = 5
+
+
+def spaced(char: str) -> bool:
+    """Whether it is a letter or digit of words that spaces set apart, of whatever script."""
+    return _WORDS.fullmatch(char) is not None
+
+
+class Together:
+    """A text without its gaps, and the way back.
+
+    text: what is left of it. stem: the same, but for its end: a gap there is nothing, or a space if a word of two letters
+    or more stands before it; and of a text that ends with what no phrase goes across, nothing is left.
+    """
+
+    __slots__ = ("_dropped", "_ends", "stem", "text")
+
+    def __init__(self, written: str, gaps: Sequence[tuple[int, int]], opened: int) -> None:
+        """`opened`: where the gap at the end begins, or the end; 0 if no phrase goes across what is there."""
+        self._ends: list[int] = []  # in `text`: where gaps were
+        self._dropped = [0]  # how much is gone before each of them, and behind the last
+        parts = []
+        last = dropped = 0
+        for start, end in gaps:
+            parts.append(written[last:start])
+            self._ends.append(start - dropped)
+            dropped += end - start
+            self._dropped.append(dropped)
+            last = end
+        parts.append(written[last:])
+        self.text = "".join(parts)
+        self.stem = self.text[: max(0, opened - dropped)]
+        if opened < len(written) and _AFTER_WORD.match(written, opened):
+            self.stem += " "
+
+    def place(self, index: int) -> int:
+        """Where the character at `index` of `text` stands in the text as it was written."""
+        return index + self._dropped[bisect_right(self._ends, index)]
+
+
+def together(written: str) -> Together | None:
+    """The text without its gaps; None if that is no other text."""
+    if written[1:].isalnum() or written.isalnum():  # most chunks: a separator at the beginning parts nothing
+        return None
+    gaps = [gap.span() for gap in _DROPPED.finditer(written)]
+    opened = len(written)
+    if not written[-1:].isalnum():
+        gap = None if written[-1:] in _ENDS else _OPENED.search(written, max(0, opened - 3))
+        opened = gap.start() if gap is not None else 0
+    if not gaps and opened in (0, len(written)):
+        return None
+    return Together(written, gaps, opened)
+
+
+def heads(reading: str, *, whole: bool) -> Iterator[str]:
+    """What a text ends with, in `stem`, while it may become `reading`. `whole`: also when it is all there."""
+    for length in range(1, len(reading) + whole):
+        yield reading[:length]
+    for border in _WORD_ENDS.finditer(reading):
+        yield reading[: border.start()] + " "
+
+
+def readings(phrase: str) -> set[str]:
+    """What has to be looked for in texts without gaps; nothing if a phrase is only found as it is."""
+    if _SPELT.fullmatch(phrase) is None:
+        return set()
+    parts = [re.sub(r"[\W_]+", "", part) for part in _BETWEEN_WORDS.split(phrase)]
+    if len(parts) > MAX_WORDS:
+        return {"".join(parts), " ".join(parts)}
+    return {
+        parts[0] + "".join(gap + part for gap, part in zip(gaps, parts[1:], strict=True))
+        for gaps in product(("", " "), repeat=len(parts) - 1)
+    }
+
+
+def spells(written: str, phrase: str) -> bool:
+    """Whether `written`, from whose text without gaps a reading of `phrase` was taken, is the phrase written apart."""
+    if _SPELT.fullmatch(phrase) is None:
+        return False
+    gaps = []
+    apart: bool | None = None  # of the word in which we are, as far as it is known
+    letters = _LETTERS.findall(phrase)
+    for (letter, between), (following, _), (_, gap) in zip(
+        letters, letters[1:], _LETTERS.findall(written), strict=False
+    ):
+        if "\n" in gap and not _SPACE.search(between):
+            return False
+        if between and not gap:
+            return False
+        if between or not _WORDS.fullmatch(letter + following):
+            apart = None
+        elif apart is None:
+            apart = gap != ""
+        elif apart is not (gap != ""):
+            return False
+        if gap:
+            gaps.append(gap)
+    return len(gaps) > 1 or _CLAUSE.isdisjoint(*gaps)

@@ -1,0 +1,237 @@
+"""What the relay counts, and the only package that names a Prometheus metric.
+
+Names follow OpenTelemetry's GenAI conventions where there is one (`gen_ai_server_*`, with their buckets, as Envoy AI
+Gateway exports them); there is none for moderation or for a relay's own overhead, so those are ours, under `relay_`.
+
+The tables in `families` are the reference: one `Family` per metric, one closed set per label. A label value that is
+not in its set is counted as "other" (an outcome nobody has named is our own fault: "internal_error"). So the number of
+series depends on the configuration, never on what clients send: no key ids, no request ids, no model names of requests.
+
+Nothing here runs per chunk; what costs far more, a call to a moderator, is counted when it happens. The core counts in locals and hands over the sums when a stream ends, as a `RequestRecord`
+and a `ModerationTally`. `.labels()` costs more than the increment, so children are bound once. Counters are bound at
+start-up, all of them: a counter whose first sample is already 1 hides that first event from `rate()`. The two
+histograms by model are bound at their first observation, because an idle one costs some twenty series.
+
+Collectors belong to a `Metrics` and its registry, never to the module: two relays in one process do not share a count.
+"""
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.process_collector import ProcessCollector
+
+from relay.metrics.collectors import OnDemand, bind, counter, gauge, histogram, within
+from relay.metrics.families import (
+    BREAKER_STATES,
+    BUILD_INFO,
+    CHARACTERS,
+    CHECKS,
+    CHUNKS,
+    FAMILIES,
+    FIRST_BYTE,
+    FIRST_TOKEN,
+    FIRST_TOKEN_BUCKETS,
+    HISTORY_TRIMMED,
+    OPEN_STREAMS,
+    OPERATIONS,
+    OTHER,
+    OUTCOMES,
+    OVERHEAD,
+    OVERHEAD_BUCKETS,
+    REFUSALS,
+    REFUSED,
+    REQUEST_DURATION,
+    REQUEST_DURATION_BUCKETS,
+    REQUESTS,
+    RETRIES,
+    UNJUDGED,
+    UNVERIFIED,
+    UPSTREAM_EJECTED,
+    UPSTREAM_EJECTIONS,
+    UPSTREAM_ERRORS,
+    UPSTREAM_FAILURES,
+    UPSTREAM_OUTCOMES,
+    UPSTREAM_REQUESTS,
+    UPSTREAM_RETRIES,
+    Family,
+)
+from relay.metrics.moderation import Calls, ModerationMetrics, ModerationTally, Standing
+from relay.pure.health import REASONS, Reason
+
+__all__ = [
+    "BREAKER_STATES",
+    "CHARACTERS",
+    "CHECKS",
+    "FAMILIES",
+    "OPERATIONS",
+    "OTHER",
+    "OUTCOMES",
+    "REFUSALS",
+    "RETRIES",
+    "UNJUDGED",
+    "UNVERIFIED",
+    "UPSTREAM_ERRORS",
+    "UPSTREAM_OUTCOMES",
+    "Calls",
+    "Family",
+    "Metrics",
+    "ModerationTally",
+    "RequestRecord",
+    "Standing",
+]
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
+
+
+# Looked up on the disk, so at import and not where a loop may be running.
+_RUNNING = (_installed("moderelay"), platform.python_version(), _installed("aiohttp"))
+
+# The operations that the GenAI conventions speak of; a list of models or a wrong path would only blur their quantiles.
+_GEN_AI_OPERATIONS = frozenset({"chat"})
+_CLEAN = frozenset({"completed", "filtered"})
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """One request that has ended. Times are seconds since its arrival; None: it did not come so far."""
+
+    operation: str
+    outcome: str
+    duration_s: float
+    model: str = ""
+    """As the client named it; counted under its name only if it is one of the configured."""
+    refusal: str = ""
+    """The code of the error body if the request was refused."""
+    first_byte_s: float | None = None
+    first_token_s: float | None = None
+    overhead_s: float | None = None
+    chunks: int = 0
+
+
+class Metrics:
+    """The counts of one relay. Its methods are the events of a request's life; none of them raises or waits.
+
+    `models` are the public names of the configuration, `upstreams` the configured names. Moderators are built by a
+    plugin, later than this: it announces each with `add_moderator`.
+    """
+
+    def __init__(self, models: Iterable[str], upstreams: Iterable[str]) -> None:
+        # `_created` doubles the series, and a Prometheus before 2.50 stores each as one more metric. The library has
+        # no switch but this one, for the whole process.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        self._models = frozenset(models)
+        self._upstreams = frozenset(upstreams) | {OTHER}
+        self._requests = bind(counter(REQUESTS, registry), OPERATIONS, OUTCOMES)
+        self._refusals = bind(counter(REFUSED, registry), REFUSALS)
+        self._open_streams = gauge(OPEN_STREAMS, registry)
+        self._first_byte = histogram(FIRST_BYTE, FIRST_TOKEN_BUCKETS, registry)
+        self._chunks = counter(CHUNKS, registry)
+        self._overhead = histogram(OVERHEAD, OVERHEAD_BUCKETS, registry)
+        self._duration = OnDemand(histogram(REQUEST_DURATION, REQUEST_DURATION_BUCKETS, registry))
+        self._first_token = OnDemand(histogram(FIRST_TOKEN, FIRST_TOKEN_BUCKETS, registry))
+        self._upstream_requests = bind(counter(UPSTREAM_REQUESTS, registry), self._upstreams, UPSTREAM_OUTCOMES)
+        self._upstream_errors = bind(counter(UPSTREAM_FAILURES, registry), self._upstreams, UPSTREAM_ERRORS)
+        self._retries = bind(counter(UPSTREAM_RETRIES, registry), self._upstreams, RETRIES)
+        self._ejections = bind(counter(UPSTREAM_EJECTIONS, registry), self._upstreams, REASONS)
+        self._ejected = bind(gauge(UPSTREAM_EJECTED, registry), self._upstreams)
+        self._trimmed = counter(HISTORY_TRIMMED, registry)
+        self._moderation = ModerationMetrics(registry)
+        # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
+        gauge(BUILD_INFO, registry).labels(*_RUNNING).set(1)
+
+    @staticmethod
+    def families() -> list[Family]:
+        """Every metric of ours, for the documentation and the checks of the dashboards."""
+        return list(FAMILIES)
+
+    def add_moderator(self, name: str, labels: Iterable[str]) -> None:
+        """Announce a configured moderator and the labels it can report, before its first check."""
+        self._moderation.add_moderator(name, labels)
+
+    def calls(self, moderator: str, look: Callable[[], Standing]) -> Calls:
+        """What counts the calls to a moderator. `look` says how it stands with it, whenever the counts are read.
+
+        It is called in whichever thread that happens, so it only looks.
+        """
+        return self._moderation.calls(moderator, look)
+
+    def stream_opened(self) -> None:
+        """A stream is about to be written; `stream_closed` follows exactly once."""
+        self._open_streams.inc()
+
+    def stream_closed(self) -> None:
+        """The stream is over, whoever ended it."""
+        self._open_streams.dec()
+
+    def request_ended(self, record: RequestRecord) -> None:
+        """Any request has ended, however it ended; once per request."""
+        operation = within(record.operation, OPERATIONS)
+        outcome = within(record.outcome, OUTCOMES, other="internal_error")
+        self._requests[operation, outcome].inc()
+        if record.refusal:
+            self._refusals[(within(record.refusal, REFUSALS),)].inc()
+        if record.chunks:
+            self._chunks.inc(record.chunks)
+        if record.first_byte_s is not None:
+            self._first_byte.observe(record.first_byte_s)
+        if record.overhead_s is not None:
+            self._overhead.observe(record.overhead_s)
+        if operation in _GEN_AI_OPERATIONS:
+            model = within(record.model, self._models)
+            self._duration[operation, model, "" if outcome in _CLEAN else outcome].observe(record.duration_s)
+            if record.first_token_s is not None:
+                self._first_token[operation, model].observe(record.first_token_s)
+
+    def upstream_request(self, upstream: str, outcome: str) -> None:
+        """One request to an upstream has its head, or will never have one; `outcome` is from `UPSTREAM_OUTCOMES`."""
+        self._upstream_requests[within(upstream, self._upstreams), within(outcome, UPSTREAM_OUTCOMES)].inc()
+
+    def upstream_error(self, upstream: str, kind: str) -> None:
+        """An upstream failed us, before or inside a reply; `kind` is from `UPSTREAM_ERRORS`."""
+        self._upstream_errors[within(upstream, self._upstreams), within(kind, UPSTREAM_ERRORS)].inc()
+
+    def upstream_retry(self, upstream: str, outcome: str) -> None:
+        """A request may be asked again elsewhere; `outcome` is from `RETRIES`."""
+        self._retries[within(upstream, self._upstreams), outcome].inc()
+
+    def upstream_ejected(self, upstream: str, reason: Reason) -> None:
+        """An upstream is asked only after all others from now on."""
+        known = within(upstream, self._upstreams)
+        self._ejections[known, reason].inc()
+        self._ejected[(known,)].set(1)
+
+    def upstream_returned(self, upstream: str) -> None:
+        """It is no longer."""
+        self._ejected[(within(upstream, self._upstreams),)].set(0)
+
+    def history_trimmed(self, messages: int) -> None:
+        """So many messages of a conversation are not sent on."""
+        self._trimmed.inc(messages)
+
+    def moderated(self, tally: ModerationTally) -> None:
+        """A moderated request has ended; once per request."""
+        self._moderation.moderated(tally)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The exposition and its content type: OpenMetrics if `accept` names it, else the text format 0.0.4.
+
+        Some milliseconds of pure Python per hundred series; call it from a thread.
+        """
+        self._moderation.look()
+        if "application/openmetrics-text" in accept.lower():
+            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return body, openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4

@@ -1,0 +1,47 @@
+"""Prometheus' collectors, made from our families. Children are bound to their labels once: that costs more than to count."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from itertools import product
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from relay.metrics.families import OTHER, Family
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class OnDemand(dict[tuple[str, ...], Histogram]):
+    """The children of a histogram, bound when they are first looked up. The caller keeps the key within closed sets."""
+
+    def __init__(self, family: Histogram) -> None:
+        super().__init__()
+        self._family = family
+
+    def __missing__(self, values: tuple[str, ...]) -> Histogram:
+        child = self[values] = self._family.labels(*values)
+        return child
+
+
+def bind(family: M, *closed: Iterable[str]) -> dict[tuple[str, ...], M]:
+    """Every child of `family` over the product of its labels' closed sets."""
+    return {values: family.labels(*values) for values in product(*closed)}
+
+
+def within(value: str, closed: Container[str], other: str = OTHER) -> str:
+    return value if value in closed else other
+
+
+def counter(family: Family, registry: CollectorRegistry) -> Counter:
+    return Counter(family.name, family.help, family.labels, registry=registry)
+
+
+def gauge(family: Family, registry: CollectorRegistry) -> Gauge:
+    return Gauge(family.name, family.help, family.labels, registry=registry)
+
+
+def histogram(family: Family, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
+    return Histogram(family.name, family.help, family.labels, registry=registry, buckets=buckets)

@@ -1,0 +1,305 @@
+"""Every metric of ours, and the closed sets of its labels: the reference.
+
+A name never changes its meaning. A new one comes with its line in a dashboard or a reason why not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Family(NamedTuple):
+    """One metric, as it is named in queries. A histogram's series add `_bucket` (with `le`), `_sum` and `_count`."""
+
+    name: str
+    type: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+OTHER = "other"
+
+OPERATIONS = ("chat", "models", OTHER)
+"""What was asked for; "chat" under whichever dialect's route, "other" under none."""
+
+OUTCOMES = ("completed", "filtered", "refused", "upstream_error", "client_gone", "drained", "internal_error")
+"""How a request ended. "filtered": the reply was cut by moderation; a prompt that moderation refuses is "refused"."""
+
+REFUSALS = (
+    "bad_request",
+    "headers_too_large",
+    "invalid_api_key",
+    "invalid_json",
+    "repeated_key",
+    "invalid_messages",
+    "invalid_model",
+    "invalid_n",
+    "invalid_stream",
+    "invalid_temperature",
+    "invalid_max_tokens",
+    "invalid_max_completion_tokens",
+    "invalid_presence_penalty",
+    "invalid_frequency_penalty",
+    "invalid_top_p",
+    "invalid_user",
+    "invalid_logit_bias",
+    "invalid_keyword",
+    "keyword_too_long",
+    "request_too_large",
+    "request_timeout",
+    "unsupported_media_type",
+    "not_found",
+    "method_not_allowed",
+    "content_filter",
+    "rate_limit_exceeded",
+    "too_many_requests_in_flight",
+    "moderation_unavailable",
+    "moderation_stalled",
+    "upstream_auth",
+    "upstream_error",
+    "upstream_unavailable",
+    "upstream_timeout",
+    "upstream_malformed",
+    "upstream_incomplete",
+    "draining",
+    "internal_error",
+    OTHER,
+)
+"""The `code` of an error body that was answered in place of a reply. Codes that an upstream or a plugin of somebody
+else's made up are "other"."""
+
+UPSTREAM_OUTCOMES = ("answered", "refused", "failed", "cancelled", OTHER)
+"""Of one request to an upstream: a head with status 200 came; another status came; no head came; the client left before it."""
+
+UPSTREAM_ERRORS = (
+    *("connect", "first_byte", "idle", "status", "died", "malformed", "incomplete", "reported", "error"),
+    OTHER,
+)
+"""What an upstream did wrong: the `kind` of an `UpstreamError`."""
+
+RETRIES = ("retried", "over_budget")
+"""Of a failure that may be retried."""
+
+CHARACTERS = ("in", "checked", "released", "withheld", "blocked")
+"""Of guarded text: came; shown to moderators (overlap counts twice); sent to the client; dropped without being
+flagged itself (the tail after a cut, or the client left); dropped in a flagged window.
+At the end of every reply in = released + withheld + blocked."""
+
+UNJUDGED = ("timeout", "error", "breaker_open", "rate_limited", "unauthorized")
+"""Why a moderator gave no verdict: every call took too long; failed; it was down and not asked; it was asked too often;
+it refuses to be asked at all."""
+
+UNVERIFIED = (*UNJUDGED, "shadow", "unknown_field", "opaque", OTHER)
+"""Why text left without a verdict: there was none and `on_failure = "open"`; the mode; the two options."""
+
+CHECKS = ("pass", "review", "mask", "block", *UNJUDGED, "cached", OTHER)
+"""What became of one check: what the verdict means by the policy for labels; why there is none; or the verdict was known
+already, or asked for by another request."""
+
+BREAKER_STATES = ("closed", "probing", "open")
+"""Of a moderator, in the order of the numbers that stand for them."""
+
+REQUESTS = Family(
+    "relay_requests_total",
+    "counter",
+    "Requests that ended, by how they ended.",
+    ("operation", "outcome"),
+)
+REFUSED = Family(
+    "relay_refusals_total",
+    "counter",
+    "Requests answered with an error body instead of a reply, by its code.",
+    ("code",),
+)
+OPEN_STREAMS = Family(
+    "relay_open_streams",
+    "gauge",
+    "Replies being streamed to clients now.",
+)
+FIRST_BYTE = Family(
+    "relay_time_to_first_byte_seconds",
+    "histogram",
+    "From a request's arrival to the first byte of its reply's head.",
+)
+CHUNKS = Family(
+    "relay_chunks_total",
+    "counter",
+    "Chunks sent to clients, added when their reply ends.",
+)
+OVERHEAD = Family(
+    "relay_overhead_seconds",
+    "histogram",
+    "Time the relay itself added before the first byte: neither the upstream's nor a moderator's.",
+)
+REQUEST_DURATION = Family(
+    "gen_ai_server_request_duration_seconds",
+    "histogram",
+    "From a request's arrival to the end of its reply. error_type is empty for a reply that ended cleanly.",
+    ("gen_ai_operation_name", "gen_ai_request_model", "error_type"),
+)
+FIRST_TOKEN = Family(
+    "gen_ai_server_time_to_first_token_seconds",
+    "histogram",
+    "From a request's arrival to the head of a stream, which leaves with its first frame.",
+    ("gen_ai_operation_name", "gen_ai_request_model"),
+)
+UPSTREAM_REQUESTS = Family(
+    "relay_upstream_requests_total",
+    "counter",
+    "Requests sent to an upstream, retries included.",
+    ("upstream", "outcome"),
+)
+UPSTREAM_FAILURES = Family(
+    "relay_upstream_errors_total",
+    "counter",
+    "What an upstream did wrong, before or inside a reply.",
+    ("upstream", "kind"),
+)
+UPSTREAM_RETRIES = Family(
+    "relay_upstream_retries_total",
+    "counter",
+    "Retries elsewhere that a failure of this upstream led to, or would have led to but for the budget.",
+    ("upstream", "outcome"),
+)
+UPSTREAM_EJECTIONS = Family(
+    "relay_upstream_ejections_total",
+    "counter",
+    "Times that an upstream was put behind all others, by what had gone wrong.",
+    ("upstream", "reason"),
+)
+UPSTREAM_EJECTED = Family(
+    "relay_upstream_ejected",
+    "gauge",
+    "Whether an upstream is asked only after all others now: 1 or 0.",
+    ("upstream",),
+)
+HISTORY_TRIMMED = Family(
+    "relay_history_trimmed_messages_total",
+    "counter",
+    "Messages that were dropped from conversations which had grown too long.",
+)
+MODERATION_CHARACTERS = Family(
+    "relay_moderation_characters_total",
+    "counter",
+    "Characters of guarded text by what became of them: in = released + withheld + blocked; checked counts overlap.",
+    ("state",),
+)
+RELEASED_UNVERIFIED = Family(
+    "relay_released_unverified_characters_total",
+    "counter",
+    "Characters sent to clients without a verdict, by reason.",
+    ("reason",),
+)
+MODERATION_CHECKS = Family(
+    "relay_moderation_checks_total",
+    "counter",
+    "Checks by moderator and what became of them.",
+    ("moderator", "outcome"),
+)
+MODERATION_CALLS = Family(
+    "relay_moderation_calls_total",
+    "counter",
+    "Calls sent to moderators, retries included.",
+    ("moderator",),
+)
+MODERATION_SCANNED = Family(
+    "relay_moderation_scanned_characters_total",
+    "counter",
+    "Characters sent to moderators; overlap and retries count again.",
+    ("moderator",),
+)
+CALL_SECONDS = Family(
+    "relay_moderation_call_seconds",
+    "histogram",
+    "How long calls to moderators took, with or without a verdict at their end; not how long they waited to be sent.",
+    ("moderator",),
+)
+BREAKER = Family(
+    "relay_moderation_breaker_state",
+    "gauge",
+    "Whether a moderator is asked now: 0 yes, 1 one call is trying, 2 no.",
+    ("moderator",),
+)
+RATE_CEILING = Family(
+    "relay_moderation_rate_ceiling",
+    "gauge",
+    "How many calls a second to a moderator its budget allows at most.",
+    ("moderator",),
+)
+RATE_ALLOWED = Family(
+    "relay_moderation_rate_allowed",
+    "gauge",
+    "How many calls a second to a moderator are allowed now; fewer than at most after it was asked too often.",
+    ("moderator",),
+)
+CHECKS_WAITING = Family(
+    "relay_moderation_checks_waiting",
+    "gauge",
+    "Checks that wait for a moderator's budget now.",
+    ("moderator",),
+)
+VIOLATIONS = Family(
+    "relay_moderation_violations_total",
+    "counter",
+    "Violations found, by moderator and its label.",
+    ("moderator", "label"),
+)
+HOLD = Family(
+    "relay_moderation_hold_seconds",
+    "histogram",
+    "The longest time that text was held for a verdict, once per moderated reply.",
+)
+FIRST_TEXT = Family(
+    "relay_moderation_first_text_seconds",
+    "histogram",
+    "How much later the first text of a reply left because of moderation.",
+)
+BUILD_INFO = Family(
+    "relay_build_info",
+    "gauge",
+    "Always 1; the labels say what is running.",
+    ("version", "python", "aiohttp"),
+)
+
+FAMILIES = (
+    REQUESTS,
+    REFUSED,
+    OPEN_STREAMS,
+    FIRST_BYTE,
+    CHUNKS,
+    OVERHEAD,
+    REQUEST_DURATION,
+    FIRST_TOKEN,
+    UPSTREAM_REQUESTS,
+    UPSTREAM_FAILURES,
+    UPSTREAM_RETRIES,
+    UPSTREAM_EJECTIONS,
+    UPSTREAM_EJECTED,
+    HISTORY_TRIMMED,
+    MODERATION_CHARACTERS,
+    RELEASED_UNVERIFIED,
+    MODERATION_CHECKS,
+    MODERATION_CALLS,
+    MODERATION_SCANNED,
+    CALL_SECONDS,
+    BREAKER,
+    RATE_CEILING,
+    RATE_ALLOWED,
+    CHECKS_WAITING,
+    VIOLATIONS,
+    HOLD,
+    FIRST_TEXT,
+    BUILD_INFO,
+)
+
+# Buckets in seconds; the first two are OpenTelemetry's.
+REQUEST_DURATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+FIRST_TOKEN_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 15, 20, 30, 45, 60),
+)
+# From a tenth of a millisecond, which is what the chain costs without a moderator that waits.
+OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+CALL_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
+# Up to the default `max_wait_ms` and `deadline_ms` together, and a little over.
+HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3.5, 5, 10)

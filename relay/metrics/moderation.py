@@ -1,0 +1,126 @@
+"""What is counted of moderation: of requests and replies, in one tally each; of the calls to moderators, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter
+
+from relay.metrics import families
+from relay.metrics.collectors import bind, counter, gauge, histogram, within
+from relay.metrics.families import BREAKER_STATES, CHARACTERS, CHECKS, OTHER, UNVERIFIED
+
+
+@dataclass(slots=True, kw_only=True)
+class ModerationTally:
+    """What moderation did to one request and its reply; counted up in place and handed over once.
+
+    The first five are characters (`CHARACTERS`); the keys of `unverified` are from `UNVERIFIED`, those of `checks` are
+    (moderator, one of `CHECKS`), those of `violations` are (moderator, its label).
+    first_text_s: how long the first text that left had been held.
+    """
+
+    came: int = 0
+    checked: int = 0
+    released: int = 0
+    withheld: int = 0
+    blocked: int = 0
+    unverified: dict[str, int] = field(default_factory=dict)
+    checks: dict[tuple[str, str], int] = field(default_factory=dict)
+    violations: dict[tuple[str, str], int] = field(default_factory=dict)
+    longest_hold_s: float | None = None
+    first_text_s: float | None = None
+
+
+class Standing(NamedTuple):
+    """How it stands with a moderator now.
+
+    breaker: one of `BREAKER_STATES`. ceiling, rate: calls a second, at most and now. waiting: checks.
+    """
+
+    breaker: str
+    ceiling: float
+    rate: float
+    waiting: int
+
+
+class Calls:
+    """Counts the calls to one moderator."""
+
+    __slots__ = ("_calls", "_characters", "_seconds")
+
+    def __init__(self, calls: Counter, characters: Counter, seconds: Callable[[float], None]) -> None:
+        self._calls = calls
+        self._characters = characters
+        self._seconds = seconds
+
+    def sent(self, characters: int) -> None:
+        """A call is sent, with so many characters; one that is a retry counts too."""
+        self._calls.inc()
+        self._characters.inc(characters)
+
+    def took(self, seconds: float) -> None:
+        """A call has ended, if not by our own giving it up."""
+        self._seconds(seconds)
+
+
+class ModerationMetrics:
+    """The part of `relay.metrics.Metrics` that is about moderation."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._characters = bind(counter(families.MODERATION_CHARACTERS, registry), CHARACTERS)
+        self._unverified = bind(counter(families.RELEASED_UNVERIFIED, registry), UNVERIFIED)
+        self._check_family = counter(families.MODERATION_CHECKS, registry)
+        self._violation_family = counter(families.VIOLATIONS, registry)
+        self._checks: dict[tuple[str, ...], Counter] = {}
+        self._violations: dict[tuple[str, ...], Counter] = {}
+        self._hold = histogram(families.HOLD, families.HOLD_BUCKETS, registry)
+        self._first_text = histogram(families.FIRST_TEXT, families.HOLD_BUCKETS, registry)
+        self._calls = counter(families.MODERATION_CALLS, registry)
+        self._scanned = counter(families.MODERATION_SCANNED, registry)
+        self._seconds = histogram(families.CALL_SECONDS, families.CALL_BUCKETS, registry)
+        self._breaker = gauge(families.BREAKER, registry)
+        self._ceiling = gauge(families.RATE_CEILING, registry)
+        self._rate = gauge(families.RATE_ALLOWED, registry)
+        self._waiting = gauge(families.CHECKS_WAITING, registry)
+        self._looks: dict[str, Callable[[], Standing]] = {}
+        self.add_moderator(OTHER, ())
+
+    def add_moderator(self, name: str, labels: Iterable[str]) -> None:
+        self._checks |= bind(self._check_family, (name,), CHECKS)
+        self._violations |= bind(self._violation_family, (name,), {*labels, OTHER})
+
+    def calls(self, name: str, look: Callable[[], Standing]) -> Calls:
+        self._looks[name] = look
+        return Calls(self._calls.labels(name), self._scanned.labels(name), self._seconds.labels(name).observe)
+
+    def look(self) -> None:
+        """Set the gauges to what is now."""
+        for name, look in self._looks.items():
+            standing = look()
+            self._breaker.labels(name).set(BREAKER_STATES.index(standing.breaker))
+            self._ceiling.labels(name).set(standing.ceiling)
+            self._rate.labels(name).set(standing.rate)
+            self._waiting.labels(name).set(standing.waiting)
+
+    def moderated(self, tally: ModerationTally) -> None:
+        amounts = (tally.came, tally.checked, tally.released, tally.withheld, tally.blocked)
+        for state, amount in zip(CHARACTERS, amounts, strict=True):
+            if amount:
+                self._characters[(state,)].inc(amount)
+        for reason, amount in tally.unverified.items():
+            self._unverified[(within(reason, UNVERIFIED),)].inc(amount)
+        for (moderator, outcome), amount in tally.checks.items():
+            self._checks[self._known(moderator), within(outcome, CHECKS)].inc(amount)
+        for (moderator, label), amount in tally.violations.items():
+            known = self._known(moderator)
+            self._violations[known, label if (known, label) in self._violations else OTHER].inc(amount)
+        if tally.longest_hold_s is not None:
+            self._hold.observe(tally.longest_hold_s)
+        if tally.first_text_s is not None:
+            self._first_text.observe(tally.first_text_s)
+
+    def _known(self, moderator: str) -> str:
+        return moderator if (moderator, OTHER) in self._checks else OTHER

@@ -1,0 +1,276 @@
+"""Phrases written apart: against a search by force, and class by class."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from relay.pure.fold import fold
+from relay.pure.window import Hit
+from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
+
+Span = tuple[int, int]
+
+
+def phrases(words: Iterable[str], *, whole_words: bool = True) -> Phrases:
+    return Phrases([(word, Manner("bad", "block", whole_words)) for word in words], "lexicon")
+
+
+def spans(hits: Sequence[Hit]) -> list[Span]:
+    return sorted((hit.start, hit.end) for hit in hits)
+
+
+# By force: every piece of a text is laid beside every phrase, letter by letter. Words are of a, b, 1 and ب here.
+
+_WORD, _BOUND, _HAN = "ab1ب", "ab1", "你好"
+_ENDS, _CLAUSE = ".。", ","
+
+
+def letters_and_gaps(text: str) -> tuple[str, list[str]]:
+    """The letters, and what stands between each two of them."""
+    letters = ""
+    gaps: list[str] = []
+    for char in text:
+        if char in _WORD + _HAN:
+            letters += char
+            gaps.append("")
+        else:
+            gaps[-1] += char
+    return letters, gaps[:-1]
+
+
+def written_apart(written: str, phrase: str) -> bool:
+    letters, gaps = letters_and_gaps(written)
+    own, between = letters_and_gaps(phrase)
+    if letters != own or written == phrase or any(end in phrase for end in _ENDS + "\n"):
+        return False
+    if len(phrase) == 2 and all(char in _WORD for char in phrase):
+        return False
+    for gap, kept in zip(gaps, between, strict=True):
+        fits = len(gap) <= 2 and not any(end in gap for end in _ENDS) and gap != "\n\n"
+        if not fits or (kept and not gap) or ("\n" in gap and not any(char in " \n" for char in kept)):
+            return False
+    word: set[bool] = set()
+    for number, (gap, kept) in enumerate(zip(gaps, between, strict=True)):
+        if kept or any(char in _HAN for char in own[number : number + 2]):
+            word = set()
+        else:
+            word.add(bool(gap))
+            if len(word) == 2:
+                return False
+    there = [gap for gap in gaps if gap]
+    return len(there) > 1 or _CLAUSE not in there[0]
+
+
+def all_apart(phrase: str, text: str) -> Iterator[Span]:
+    """Where a phrase stands apart, if its word has ended at the end of the text."""
+    if not all(phrase[edge] in _WORD + _HAN for edge in (0, -1)):
+        return
+    for start, end in combinations(range(len(text) + 1), 2):
+        edges = all(text[edge] in _WORD + _HAN for edge in (start, end - 1))
+        if edges and written_apart(text[start:end], phrase) and bounded(phrase, text, start, end, _WORD):
+            yield start, end
+
+
+def bounded(phrase: str, text: str, start: int, end: int, word: str = _BOUND) -> bool:
+    """Whether no character of a word stands beside one."""
+    inside = [
+        start and text[start - 1] in word and phrase[0] in word,
+        text[end : end + 1] in [*word] and phrase[-1] in word,
+    ]
+    return not any(inside)
+
+
+def all_exact(phrase: str, text: str, *, whole_words: bool) -> Iterator[Span]:
+    for start in range(len(text)):
+        end = start + len(phrase)
+        if text.startswith(phrase, start) and (not whole_words or bounded(phrase, text, start, end)):
+            yield start, end
+
+
+def by_force(words: Iterable[str], text: str, *, whole_words: bool) -> list[Span]:
+    return sorted(
+        span
+        for phrase in set(words)
+        for span in (*all_exact(phrase, text, whole_words=whole_words), *all_apart(phrase, text))
+    )
+
+
+ALPHABET = "aab1你好 -\n.,ب"
+WORDS = st.lists(
+    st.one_of(
+        st.text(ALPHABET, min_size=1, max_size=5).map(str.strip).filter(bool),
+        st.sampled_from(
+            ("a b", "ab 1a", "a1 你b", "你-好", "aa ba b1", "b1ab", "你好你", "ab-a", "a, b", "ab你", "ab 你")
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@st.composite
+def texts(draw: st.DrawFn, words: Sequence[str]) -> str:
+    """A text in which some phrases stand, apart."""
+    text = ""
+    for _ in range(draw(st.integers(1, 3))):
+        text += draw(st.text(ALPHABET, max_size=3))
+        gap = draw(st.sampled_from(("", " ", " ", "-", ", ", ",", "\n", "--", "   ", ".")))
+        often = draw(st.sampled_from((0, 1, 1, 2)))
+        for char in draw(st.sampled_from(words)):
+            text += char
+            if often and (often == 1 or draw(st.booleans())):
+                text += gap
+    return text
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[str], str, list[int]]:
+    words = draw(WORDS)
+    text = draw(texts(words))
+    cuts = draw(st.one_of(st.just(list(range(len(text)))), st.lists(st.integers(0, len(text)), max_size=6)))
+    return words, text, cuts
+
+
+@given(cases(), st.booleans())
+@example((["b1ab"], "x b 1 a b", []), False)
+@example((["ab 1a"], "ab-1ab", []), False)
+def test_a_look_is_a_search_by_force(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
+    """What stands in a text as it is or apart is found, each once for each phrase, and nothing else."""
+    words, text, _ = case
+    assert by_force(words, text, whole_words=whole_words) == spans(
+        phrases(words, whole_words=whole_words).hits(text, "", "")
+    )
+
+
+def pieces(text: str, cuts: Iterable[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
+
+
+@given(cases(), st.booleans())
+def test_a_text_that_comes_is_the_text_that_is_there(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
+    """A scanner finds over a text, whole, cut or character by character, what one look at it finds."""
+    words, text, cuts = case
+    lexicon = phrases(words, whole_words=whole_words)
+    scanner = PhraseScanner(lexicon)
+    hits = [hit for piece in pieces(text, cuts) for hit in scanner.feed(piece)]
+    assert spans(lexicon.hits(text, "", "")) == spans([*hits, *scanner.finish()])
+
+
+@given(cases(), st.booleans())
+def test_nothing_of_a_hit_has_left(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
+    """What was not held before a piece is in no hit that the piece brings; and it is told as soon as it is decided."""
+    words, text, cuts = case
+    scanner = PhraseScanner(phrases(words, whole_words=whole_words))
+    came = ""
+    free = 0
+    told: list[Span] = []
+    for piece in pieces(text, cuts):
+        came += piece
+        hits = scanner.feed(piece)
+        assert all(hit.start >= free for hit in hits)
+        told += spans(hits)
+        # A word at the end may go on; what does not end there is decided.
+        assert [span for span in by_force(words, came, whole_words=whole_words) if span[1] < len(came)] == sorted(
+            span for span in told if span[1] < len(came)
+        )
+        assert free <= len(came) - scanner.held
+        free = len(came) - scanner.held
+    assert all(hit.start >= free for hit in scanner.finish())
+
+
+class Written(NamedTuple):
+    phrase: str
+    text: str
+    found: list[str]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Written("敏感词", "敏*感*词，敏 感 词，敏--感词，敏感 词", ["敏*感*词", "敏 感 词", "敏--感词", "敏感 词"]),
+        Written("敏感词", "敏 * 感词 敏。感词 敏\n感词 敏\u3000\n感词 敏  \n感词", []),
+        Written("敏感词", "敏，感，词 敏、感·词 “敏”感词 敏（感）词", ["敏，感，词", "敏、感·词", "敏（感）词"]),
+        Written("敏感", "很敏，感 敏（感 敏“感 敏：感 敏、感", []),
+        Written("敏感", "敏_感 敏😀感 敏　感 敏\u200b*\u200b感", ["敏_感", "敏😀感", "敏　感", "敏\u200b*\u200b感"]),
+        Written("ยาเสพ", "ขายย-าเสพติด", ["ย-าเสพ"]),
+        Written("ぱんつ", "ぱ★ん★つ", ["ぱ★ん★つ"]),
+        Written("fuck", "f u c k F-U-C-K ｆ＊ｕ＊ｃ＊ｋ f_u-c  k", ["f u c k", "F-U-C-K", "ｆ＊ｕ＊ｃ＊ｋ", "f_u-c  k"]),
+        Written("fuck", "f uck fu ck fuc-k of u c k f u c kit f * u * c * k", []),
+        Written("fuck", "x f u c k y, a-f-u-c-k", ["f u c k", "f-u-c-k"]),
+        Written("aman", "a man aman", ["aman"]),
+        Written("im", "I'm, i m, i-m, im", ["im"]),
+        Written("bad apple", "bad apple bad-apple bad  apple bad\napple", ["bad apple", "bad-apple", "bad  apple", "bad\napple"]),
+        Written("bad apple", "b a d a p p l e; b a d apple; bad a-p-p-l-e", ["b a d a p p l e", "b a d apple", "bad a-p-p-l-e"]),
+        Written("bad apple", "badapple bad\n\napple bad, apple bad. apple ba d apple bad   apple bad apples", []),
+        Written("self-harm", "self harm, self-harm, self\nharm, selfharm", ["self harm", "self-harm"]),
+        Written("how to make a bomb", "How to m a k e a bomb, how-to-make-a-b*o*m*b", ["How to m a k e a bomb", "how-to-make-a-b*o*m*b"]),
+        Written("plan b c", "plan-b-c plan b  c", ["plan-b-c", "plan b  c"]),
+        Written("卖ice毒", "买卖 ice-毒品 卖i c e毒", ["卖 ice-毒", "卖i c e毒"]),
+        Written("赤色,敏", "赤色,敏 赤-色 敏 赤色敏", ["赤色,敏", "赤-色 敏"]),
+        Written("x.y", "x.y x y x. y", ["x.y"]),
+        Written("c++", "c++ c + +", ["c++"]),
+        Written("***", "*** * * *", ["***"]),
+        Written("سلاح", "س ل ا ح", ["س ل ا ح"]),
+        Written("마약", "엄마 약속 마약을", ["마약"]),
+        Written("की", "क-ी", []),
+    ],
+    ids=lambda case: f"{case.phrase} in {case.text}",
+)  # fmt: skip
+def test_ways_to_write(case: Written) -> None:
+    """Each class of gaps: what is found, and what is not."""
+    phrase = fold(case.phrase)
+    text = fold(case.text)
+    found = phrases([phrase]).hits(text, "", "")
+    assert [fold(written) for written in case.found] == [text[hit.start : hit.end] for hit in sorted(found)]
+
+
+def test_many_words() -> None:
+    """A phrase of many words is found as it is written or with all its letters apart; the number of readings stays small."""
+    phrase = " ".join(["bad"] * 12)
+    lexicon = phrases([phrase])
+    for text in (phrase, phrase.replace(" ", "\n"), " ".join(phrase.replace(" ", ""))):
+        assert [(0, len(text))] == spans(lexicon.hits(text, "", ""))
+
+
+class Held(NamedTuple):
+    phrase: str
+    text: str
+    held: str
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Held("敏感词", "很敏", "敏"),
+        Held("敏感词", "很敏 ", "敏 "),
+        Held("敏感词", "很敏，", "敏,"),
+        Held("敏感词", "很敏--", "敏--"),
+        Held("敏感词", "很敏---", ""),
+        Held("敏感词", "很敏。", ""),
+        Held("敏感词", "很敏*感 ", "敏*感 "),
+        Held("敏感词", "很敏 不", ""),
+        Held("fuck", "of", ""),
+        Held("fuck", "of f", "f"),
+        Held("fuck", "f u ", "f u "),
+        Held("fuck", "x f u c", "f u c"),
+        Held("fuck", "fuc ", ""),
+        Held("fuck", "f u c k", "f u c k"),
+        Held("bad apple", "a bad", "bad"),
+        Held("bad apple", "a bad-", "bad-"),
+        Held("bad apple", "a bad-a p", "bad-a p"),
+        Held("bad-apple", "a bad ap", "bad ap"),
+        Held("bad你", "bad ", "bad "),
+        Held("bad你", "bad x", ""),
+    ],
+    ids=lambda case: f"{case.phrase} in {case.text}",
+)
+def test_what_is_held(case: Held) -> None:
+    """The tail that may become a phrase, with the gap at its end; and no more."""
+    text = fold(case.text)
+    scanner = PhraseScanner(phrases([case.phrase]))
+    scanner.feed(text)
+    assert case.held == text[len(text) - scanner.held :]
