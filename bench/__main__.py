@@ -11,18 +11,15 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.phrases import phrases
+from bench.processes import cpu_s, free_port, started
 
 KEY = "sk-bench"
 
@@ -68,45 +65,6 @@ class Target:
     name: str
     port: int
     pid: int
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def cpu_s(pid: int) -> float:
-    """What the process and its children have used so far."""
-    used = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(stat.parent.name) == pid or int(fields[1]) == pid:
-            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return used
-
-
-@contextmanager
-def started(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that listens on `port`; ended with the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if process.poll() is not None:
-                sys.exit(f"{command[0]} ended with status {process.returncode}")
-            time.sleep(0.1)
-        else:
-            sys.exit(f"{command[0]} does not listen on port {port}")
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def measure(target: Target, streams: int, seconds: float) -> dict[str, float]:

@@ -338,7 +338,8 @@ class Run:
         """Let a window, the newest, end as far on as it should."""
         cutting = self._cutting
         end = min(self.end, window.fresh + MAX_WINDOW_CHARS - cutting.shown_again)
-        if not self.ended and self._sentence - window.fresh >= cutting.sentence_chars:
+        waited = now >= self._sentence_at + cutting.max_wait_s  # what stands behind the sentence end too
+        if not self.ended and not waited and self._sentence - window.fresh >= cutting.sentence_chars:
             end = min(end, self._sentence)
         end = max(end, window.end)
         window.passage = self._transcript.passage(window.fresh - cutting.shown_again, end)

@@ -8,6 +8,8 @@ line) between two letters or digits. A phrase is also found
   a phrase for itself: "b a d apple" is "bad apple";
 * with any gap where the phrase has separators itself.
 
+Letters of flags (🇸🇪🇽) are letters in this reading.
+
 But prose puts separators between words, which may happen to be a phrase together. So a line end is a gap only where the
 phrase has white space; one gap with a comma, colon, quote or bracket in it is not enough (敏，感，词 has two). A word of two
 letters ("I'm", "i/o"), and a phrase that begins or ends with a separator or has a sentence end inside, is only found as
@@ -61,6 +63,9 @@ _LETTERS: Final = re.compile(rf"({_LETTER})([\W_]*)")  # each with what stands b
 _WORDS: Final = re.compile(rf"{_WORD}+")
 _SPACE: Final = re.compile(r"\s")
 _BETWEEN_WORDS: Final = re.compile(rf"(?<={_WORD}{_WORD})[\W_]+(?={_WORD})")
+# Letters that stand for flags, two by two, or for themselves: 🇸 🇪 🇽.
+_FLAGS: Final = {0x1F1E6 + number: letter for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+_FLAG: Final = re.compile("[\U0001f1e6-\U0001f1ff]")
 # Phrases that may be written apart.
 _SPELT: Final = re.compile(rf"(?!{_WORD}{{2}}\Z){_LETTER}[^{_ENDS}\n]*{_LETTER}")
 # Of a phrase of more words, all are looked for as they are, or all apart.
@@ -108,12 +113,15 @@ def together(written: str) -> Together | None:
     """The text without its gaps; None if that is no other text."""
     if written[1:].isalnum() or written.isalnum():  # most chunks: a separator at the beginning parts nothing
         return None
+    flags = _FLAG.search(written) is not None
+    if flags:
+        written = written.translate(_FLAGS)
     gaps = [gap.span() for gap in _DROPPED.finditer(written)]
     opened = len(written)
     if not written[-1:].isalnum():
         gap = None if written[-1:] in _ENDS else _OPENED.search(written, max(0, opened - 3))
         opened = gap.start() if gap is not None else 0
-    if not gaps and opened in (0, len(written)):
+    if not gaps and not flags and opened in (0, len(written)):
         return None
     return Together(written, gaps, opened)
 
@@ -147,7 +155,7 @@ def spells(written: str, phrase: str) -> bool:
     apart: bool | None = None  # of the word in which we are, as far as it is known
     letters = _LETTERS.findall(phrase)
     for (letter, between), (following, _), (_, gap) in zip(
-        letters, letters[1:], _LETTERS.findall(written), strict=False
+        letters, letters[1:], _LETTERS.findall(written.translate(_FLAGS)), strict=False
     ):
         if "\n" in gap and not _SPACE.search(between):
             return False
@@ -161,4 +169,4 @@ def spells(written: str, phrase: str) -> bool:
             return False
         if gap:
             gaps.append(gap)
-    return len(gaps) > 1 or _CLAUSE.isdisjoint(*gaps)
+    return len(gaps) != 1 or _CLAUSE.isdisjoint(gaps[0])

@@ -8,11 +8,11 @@ asked for again (`relay.verdicts`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Final, Literal
 
 from relay.errors import ModerationError, Reject, RelayError
-from relay.exchange import CALLER, Exchange
+from relay.exchange import CALLER, Exchange, Outcome
 from relay.judge import Judge, Unjudged
 from relay.log import Logger
 from relay.metrics import Metrics, ModerationTally
@@ -20,6 +20,7 @@ from relay.moderator import Context, ScanningModerator
 from relay.pure.fold import fold
 from relay.pure.ruling import Action
 from relay.pure.transcript import MAX_SHOWN_CHARS, Transcript
+from relay.pure.window import Hit
 
 # Longer texts are read in slices, and many texts in batches, so that other streams get their turn in between.
 SLICE_CHARS: Final = 65_536
@@ -65,12 +66,17 @@ class Requests:
             self._metrics.moderated(tally)
 
     async def refusal(self, ex: Exchange) -> RelayError | None:
-        """What `check` raises, if it does."""
+        """What `check` raises, if it does, while an upstream is at work: that is stopped, even if it has not answered."""
         try:
             await self.check(ex)
-        except RelayError as error:
-            return error
-        return None
+        except ModerationError:
+            error: RelayError = unavailable(acted=True)
+        except RelayError as refused:
+            error = refused
+        else:
+            return None
+        ex.stop(Outcome("refused", error))
+        return error
 
     async def _scan(self, ex: Exchange, tally: ModerationTally) -> list[Piece]:
         """Show all texts to the moderators that read along. The pieces that the others have to be asked about."""
@@ -78,23 +84,27 @@ class Requests:
         for number, (place, text) in enumerate(ex.request.texts(), 1):
             if number % SLICE_TEXTS == 0:
                 await asyncio.sleep(0)
-            copy = ""
+            scanners = [moderator.scanner() for moderator in self._scanning]
             transcript = Transcript()
             async for written in _slices(text):
-                folded = fold(written)
-                copy += folded
+                copy = fold(written)
+                for scanner in scanners:
+                    self._scanned(ex, place, scanner.feed(copy), tally)
+                if self._scanning:
+                    tally.checked += len(copy)
                 if self._judge is not None:
-                    transcript.append(written, folded)
+                    transcript.append(written, copy)
                     pieces += ((place, start, shown) for start, shown in self._cut(transcript, last=False))
+            for scanner in scanners:
+                self._scanned(ex, place, scanner.finish(), tally)
             pieces += ((place, start, shown) for start, shown in self._cut(transcript, last=True))
-            if self._scanning:
-                tally.checked += len(copy)
-            for moderator in self._scanning:
-                for hit in moderator.find(copy):
-                    self._found(ex, place, hit.start, hit.label, hit.moderator, hit.action, tally)
-                    if hit.action in ("mask", "block"):  # a mask would change what the client has said
-                        raise refused_prompt()
         return pieces
+
+    def _scanned(self, ex: Exchange, place: str, hits: Iterable[Hit], tally: ModerationTally) -> None:
+        for hit in hits:
+            self._found(ex, place, hit.start, hit.label, hit.moderator, hit.action, tally)
+            if hit.action in ("mask", "block"):  # a mask would change what the client has said
+                raise refused_prompt()
 
     def _cut(self, transcript: Transcript, *, last: bool) -> Iterator[tuple[int, str]]:
         """The whole pieces of what there is of a text; at its `last` also what is left."""
@@ -104,7 +114,9 @@ class Requests:
                 passage = transcript.passage(transcript.start, transcript.start + MAX_SHOWN_CHARS // 2 - 1)
             yield passage.start, passage.shown
             end = passage.start + len(passage.copy)
-            transcript.forget(end - (self._overlap if end < transcript.end else 0))
+            # A short piece must not be all overlap: the next one has to come further.
+            overlap = min(self._overlap, len(passage.copy) // 2) if end < transcript.end else 0
+            transcript.forget(end - overlap)
 
     async def _ask_all(self, ex: Exchange, judge: Judge, pieces: Sequence[Piece], tally: ModerationTally) -> None:
         waiting = iter(pieces)
@@ -129,7 +141,7 @@ class Requests:
         ruling = await judge.check_text(shown, context_of(ex, "request", place), tally)
         if isinstance(ruling, Unjudged):
             if self._on_failure == "closed":
-                raise unavailable()
+                raise unavailable(acted=False)
             self._log.warning(
                 "request goes on unchecked",
                 request_id=ex.id,
@@ -195,11 +207,12 @@ def refused_prompt() -> Reject:
     )
 
 
-def unavailable() -> ModerationError:
+def unavailable(*, acted: bool) -> ModerationError:
+    """`acted`: whether an upstream may have."""
     return ModerationError(
         "Content moderation does not answer; nothing is passed on unchecked. Ask again later.",
         code="moderation_unavailable",
-        acted=False,
+        acted=acted,
     )
 
 
