@@ -79,7 +79,13 @@ class Gate:
     def feed(self, chunk: Chunk) -> None:
         guard = self._guard
         guard.feed(chunk, self._now())
-        if guard.over or guard.remote:
+        # Most frames only join those that wait.
+        if (
+            guard.over
+            or guard.checks
+            or (guard.remote and self._timer is None)
+            or guard.wants_pause is not self._paused
+        ):
             self._act()
             return
         released = guard.released
@@ -127,11 +133,8 @@ class Gate:
             feed(chunk)
 
     def _set_timer(self) -> None:
-        due = self._guard.deadline()
-        if self._timer is not None and (due is None or due < self._timer.when()):
-            self._timer.cancel()
-            self._timer = None
-        if due is not None and self._timer is None:
+        """See to it that somebody looks when the next window is due. One who looks too early sets it anew."""
+        if self._timer is None and (due := self._guard.deadline()) is not None:
             self._timer = self._ex.loop.call_at(due, self._tick)
 
     def _tick(self) -> None:

@@ -146,7 +146,7 @@ class Guard:
                     self._close_lane()
                     self._hits(lane.choice, lane.run, found)
                     self._violations()
-                if found is not None or self._uncut:
+                if found is not None or (self.remote and lane.run.ripe(now)):
                     self._move(now)
                 return
         self._close_lane()
@@ -219,8 +219,6 @@ class Guard:
         choice = self._choices.get(index)
         if choice is None or choice.state is not State.LIVE or not self._policy.hold:
             return None
-        if self.tally.first_hold_s is None:  # a lane does not know which text was the first
-            return None
         if not choice.runs and len(choice.scanners) < MAX_SURFACES:
             self._open(choice, "content")
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
@@ -247,6 +245,8 @@ class Guard:
         tally.came += lane.came
         tally.released += left
         tally.longest_hold_s = max(tally.longest_hold_s, lane.longest_hold_s)
+        if tally.first_hold_s is None:
+            tally.first_hold_s = lane.first_hold_s
 
     def tick(self, now: float) -> None:
         """Time has passed."""

@@ -86,10 +86,11 @@ class Lane:
     """The whole queue while a choice says nothing but more of its one run: the commonest case, without a `Held` a frame.
 
     room: how many bytes may wait in it.
-    came: how many characters it was told. longest_hold_s: how long a frame that has left had waited.
+    came: how many characters it was told. longest_hold_s, first_hold_s: how long a frame that has left had waited, at most
+    and the first of them.
     """
 
-    __slots__ = ("_frames", "_room", "bytes", "came", "choice", "index", "longest_hold_s", "run")
+    __slots__ = ("_frames", "_room", "bytes", "came", "choice", "first_hold_s", "index", "longest_hold_s", "run")
 
     def __init__(self, choice: Choice, run: Run, room: int) -> None:
         self.choice = choice
@@ -98,6 +99,7 @@ class Lane:
         self.bytes = 0  # of the frames that wait
         self.came = 0
         self.longest_hold_s = 0.0
+        self.first_hold_s: float | None = None
         self._room = room
         # Chunk, horizon of the run at which it may leave, characters, when it came.
         self._frames: deque[tuple[Chunk, int, int, float]] = deque()
@@ -116,6 +118,8 @@ class Lane:
             if frames and frames[0][1] <= horizon:
                 self._release(now, released)
             if need <= horizon and not frames:
+                if self.first_hold_s is None:
+                    self.first_hold_s = 0.0
                 released.append(chunk)
                 return None
             frames.append((chunk, need, said, now))
@@ -127,7 +131,10 @@ class Lane:
 
     def _release(self, now: float, released: list[Chunk]) -> None:
         frames, horizon = self._frames, self.run.horizon
-        self.longest_hold_s = max(self.longest_hold_s, now - frames[0][3])  # none has waited longer than the first
+        held_s = now - frames[0][3]  # none has waited longer than the first
+        self.longest_hold_s = max(self.longest_hold_s, held_s)
+        if self.first_hold_s is None:
+            self.first_hold_s = held_s
         while frames and frames[0][1] <= horizon:
             chunk = frames.popleft()[0]
             self.bytes -= len(chunk.raw)

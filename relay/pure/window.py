@@ -37,6 +37,7 @@ MAX_NOTHING: Final = 64
 MAX_WINDOW_CHARS: Final = MAX_SHOWN_CHARS
 # In canonical text: the fold has made ！ and ？ and ； ASCII, and … three full stops.
 SENTENCE_ENDS: Final = "。!?.;\n"
+_SENTENCE_ENDS: Final = frozenset(SENTENCE_ENDS)
 
 # Where a mask can be put: in strings of these places, and beside them the logprobs go.
 MASKABLE: Final = frozenset((*PROSE, *(f"message.{surface}" for surface in PROSE), "text", "logprobs.content"))
@@ -248,9 +249,8 @@ class Run:
             self.since = now
         if self._remote:
             self._transcript.append(text, copy)
-            last = max(map(copy.rfind, SENTENCE_ENDS))
-            if last >= 0:
-                self._sentence = start + last + 1
+            if not _SENTENCE_ENDS.isdisjoint(copy):
+                self._sentence = start + max(map(copy.rfind, SENTENCE_ENDS)) + 1
                 self._sentence_at = now
         hits: Sequence[Hit] = ()
         for scanner in self._scanners:
@@ -293,7 +293,8 @@ class Run:
     def ripe(self, now: float) -> bool:
         """Whether a window should be cut now."""
         fresh = self.end - self.cut
-        if not fresh or self.stopped or self._growing:
+        windows = self.windows
+        if not fresh or self.stopped or (windows and not windows[-1].shown):
             return False
         cutting = self._cutting
         return (

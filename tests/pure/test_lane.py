@@ -149,11 +149,11 @@ def talk(*pieces: str, policy: Policy | None = None, **options: Any) -> Guard:
 
 
 def test_the_lane_is_taken() -> None:
-    """By every text of a choice that says nothing else, once the first has left; what came before it waits in the lane too."""
+    """By every text of a choice that says nothing else, from the first on; what came before it waits in the lane too."""
     guard = talk("x", "敏", "感")
     assert guard._lane is not None
     assert not guard._queue
-    assert 2 == guard._lane.came
+    assert 3 == guard._lane.came
     assert guard._lane.bytes == len(frames.text("敏") + frames.text("感"))
     assert len(talk("x", "敏", "感").released) == 2
     for chunk in Decoder(Chunk).feed(frames.chunk([])):
