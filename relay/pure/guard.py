@@ -30,20 +30,18 @@ from dataclasses import replace
 from typing import Final
 
 from relay.pure import closing, rewrite, tokens
-from relay.pure.held import NOTHING_SAID, Choice, Held, Lane, State
+from relay.pure.choice import MAX_SURFACES, Choice, Common, State
+from relay.pure.held import NOTHING_SAID, Held, Lane
 from relay.pure.openai import Chunk, Frame, envelope
 from relay.pure.plain import plain_text
 from relay.pure.policy import Policy
 from relay.pure.ruling import Ruling
-from relay.pure.surfaces import PROSE, ChoiceReading, Kind, Reading, Text, read
+from relay.pure.surfaces import PROSE, ChoiceReading, Reading, Text, read
 from relay.pure.tally import Tally, Violation
-from relay.pure.window import ALL, Hit, Run, Scanner, Window
+from relay.pure.window import Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
-# A choice with more surfaces than this is no reply either. Two texts must never share one surface: each could hide what
-# the other says.
-MAX_SURFACES: Final = 256
 
 
 class Guard:
@@ -74,20 +72,18 @@ class Guard:
         self.failure: str | None = None  # the code of the in-stream error that ends the reply
         self.tally = Tally()
         self._policy = policy
-        self._cutting = replace(policy.cutting, lead_chars=0) if whole else policy.cutting
-        self._trailing = remote and policy.hold and self._cutting.lead_chars > 0
-        self._open_scanners = scanners
+        cutting = replace(policy.cutting, lead_chars=0) if whole else policy.cutting
+        self._trailing = remote and policy.hold and cutting.lead_chars > 0
+        self._common = Common(cutting, scanners, remote, self._trailing)
         self.remote = remote
         self._expected = choices
         self._wants_usage = usage
         self._prompt_tokens = prompt_tokens
         self._whole = whole
         self._choices: dict[int, Choice] = {}
-        self._loose = Choice(None)  # strings that belong to no choice
+        self._loose = Choice(None, self._common)  # strings that belong to no choice
         self._loose_said: Sequence[Text] = ()  # by the last frame that had any
         self._loose_waits: dict[Run, int] = {}  # what that frame waits for
-        self._uncut: list[Run] = []  # runs that windows may have to be cut from, oldest first
-        self._found: list[tuple[Choice, Run, Hit]] = []
         self._queue: deque[Held] = deque()
         self._lane: Lane | None = None  # the frames behind it, while they are of the commonest kind
         self._held = 0  # bytes in the queue
@@ -105,7 +101,7 @@ class Guard:
         """After `end`: nothing is held any more, and no verdict is due that could take something back."""
         if not self._ending or self._queue or self._lane is not None:
             return False
-        return not self._trailing or self.over or not (self.in_flight or self._uncut)
+        return not self._trailing or self.over or not (self.in_flight or self._common.uncut)
 
     @property
     def cut(self) -> bool:
@@ -119,9 +115,9 @@ class Guard:
 
     def deadline(self) -> float | None:
         """When `tick` has to be called if nothing else happens; None if it need not."""
-        if not self._uncut or self.in_flight >= self._policy.depth:
+        if not self._common.uncut or self.in_flight >= self._policy.depth:
             return None
-        return min((due for run in self._uncut if (due := run.deadline()) is not None), default=None)
+        return min((due for run in self._common.uncut if (due := run.deadline()) is not None), default=None)
 
     # What happens
 
@@ -144,7 +140,7 @@ class Guard:
                 found = lane.say(chunk, text, now, self.released)
                 if found is not None:
                     self._close_lane()
-                    self._hits(lane.choice, lane.run, found)
+                    lane.choice.hits(lane.run, found)
                     self._violations()
                 if found is not None or (self.remote and lane.run.ripe(now)):
                     self._move(now)
@@ -175,7 +171,9 @@ class Guard:
             chars.append(said)
             if choice.state is State.LIVE:
                 self.tally.came += said
-                self._read(choice, part, waits, chunk.lenient, now)
+                choice.read(part, waits, now, lenient=chunk.lenient)
+                if part.texts and self._wants_usage:
+                    self._produced += tokens.estimate(part.texts[0][2])
             elif choice.state is State.BLOCKED or part.texts:
                 self.tally.late += said
                 dropped.append(entry)
@@ -186,9 +184,8 @@ class Guard:
             # What every frame of a stream repeats is read once; each of them waits for its verdict.
             if reading.loose != self._loose_said:
                 self._loose_said, self._loose_waits = reading.loose, {}
-                self._read(
-                    self._loose, ChoiceReading(0, reading.loose, finished=True), self._loose_waits, chunk.lenient, now
-                )
+                said_once = ChoiceReading(0, reading.loose, finished=True)
+                self._loose.read(said_once, self._loose_waits, now, lenient=chunk.lenient)
             waits |= self._loose_waits
         held.chars = tuple(chars)
         if self._policy.hold:
@@ -196,7 +193,7 @@ class Guard:
             held.dropped = frozenset(dropped)
         self._queue.append(held)
         self._held += held.size
-        if self._found:
+        if self._common.found:
             self._violations()
         self._move(now)
 
@@ -208,7 +205,7 @@ class Guard:
         reading = read(frame, whole=self._whole)
         forwarded = rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
         choices = [self._choice(part.index, part.texts) for part in reading.choices]
-        _bound_surfaces(self._loose, reading.loose)
+        self._loose.bound(reading.loose)
         if self._whole and len(set(choices)) < len(choices):
             raise ValueError("a choice stands twice in one reply")
         return reading, choices, forwarded
@@ -220,7 +217,7 @@ class Guard:
         if choice is None or choice.state is not State.LIVE or not self._policy.hold:
             return None
         if not choice.runs and len(choice.scanners) < MAX_SURFACES:
-            self._open(choice, "content")
+            choice.open("content")
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
         if run is None or not run.plain or run.masks or not all(held.says_only(run) for held in self._queue):
             return None
@@ -267,7 +264,7 @@ class Guard:
             action, places = ("mask", masks) if masks is not None else ("block", places)
         if action != "pass":
             cause = (ruling.label, action, ruling.moderator, ruling.score, ruling.reference)
-            self._found.extend((choice, run, Hit(start, end, *cause)) for start, end in places)
+            self._common.found.extend((choice, run, Hit(start, end, *cause)) for start, end in places)
             self._violations()
         run.passed(window)
         self._move(now)
@@ -297,8 +294,8 @@ class Guard:
         self._ending = True
         self._close_lane()
         for choice in self._choices.values():
-            self._end_runs(choice, now)
-        if self._found:
+            choice.end_runs(now)
+        if self._common.found:
             self._violations()
         self._move(now)
 
@@ -315,90 +312,14 @@ class Guard:
         if choice is None:
             if len(self._choices) >= MAX_CHOICES:
                 raise ValueError("too many choices")
-            choice = self._choices[index] = Choice(index)
-        _bound_surfaces(choice, texts)
+            choice = self._choices[index] = Choice(index, self._common)
+        choice.bound(texts)
         return choice
-
-    def _read(self, choice: Choice, part: ChoiceReading, waits: dict[Run, int], lenient: bool, now: float) -> None:
-        """Take in what one choice says in one frame. `waits` is told what the frame has to wait for."""
-        if part.texts:
-            touched: set[Run] = set()
-            for surface, kind, said in part.texts:
-                run, text = choice.runs.get(surface) or self._open(choice, surface), said
-                if kind is Kind.NAME and run.arguing:
-                    run, text = self._late_name(choice, run, said)
-                hits = run.append(text, kind, now, lenient=lenient)
-                if hits or run.evasion is not None:
-                    self._hits(choice, run, hits)
-                touched.add(run)
-                waits[run] = run.needs
-            if self._wants_usage:
-                self._produced += tokens.estimate(part.texts[0][2])
-            if len(choice.runs) > 1:
-                self._end_others(choice, touched, now)
-        if part.finished:
-            choice.state = State.FINISHED
-            self._end_runs(choice, now)
-            # Behind its finish nothing of a choice can be taken back.
-            waits.update((run, ALL) for run in choice.trail if run.horizon < ALL)
-
-    def _open(self, choice: Choice, surface: str) -> Run:
-        if surface not in choice.scanners:
-            choice.scanners[surface] = self._open_scanners()
-        run = choice.runs[surface] = Run(
-            choice.index,
-            surface,
-            self._cutting,
-            choice.scanners[surface],
-            remote=self.remote,
-            resumes=choice.ended.get(surface),
-        )
-        if self.remote:
-            self._uncut.append(run)
-        if self._trailing:
-            choice.trail = [other for other in choice.trail if other.horizon < ALL]
-            choice.trail.append(run)
-        return run
-
-    def _late_name(self, choice: Choice, run: Run, text: str) -> tuple[Run, str]:
-        """More of a tool's name when its arguments have begun: a run of its own, that begins with the name so far.
-
-        Readers join names with names and arguments with arguments; here each would hide what the other says.
-        """
-        surface = run.surface + ".name"
-        names = choice.runs.get(surface)
-        if names is not None:
-            return names, text
-        return self._open(choice, surface), text if surface in choice.ended else run.name + text
-
-    def _end_others(self, choice: Choice, touched: set[Run], now: float) -> None:
-        """Text on one surface ends the runs of the others. What only comes and goes beside it ends no such run."""
-        main = any(not run.beside for run in touched)
-        for run in tuple(choice.runs.values()):
-            if run not in touched and (main or run.beside):
-                self._end_run(choice, run, now, resumable=True)
-
-    def _end_runs(self, choice: Choice, now: float) -> None:
-        for run in tuple(choice.runs.values()):
-            self._end_run(choice, run, now)
-
-    def _end_run(self, choice: Choice, run: Run, now: float, *, resumable: bool = False) -> None:
-        hits = run.finish(now, resumable=resumable)
-        if hits:
-            self._hits(choice, run, hits)
-        choice.ended[run.surface] = choice.runs.pop(run.surface)
-
-    def _hits(self, choice: Choice, run: Run, hits: Sequence[Hit]) -> None:
-        """What was found in the newest text of a run."""
-        self._found.extend((choice, run, hit) for hit in sorted(hits))
-        if run.evasion is not None:
-            self._found.append((choice, run, Hit(run.evasion, run.end, "evasion", "block", "guard")))
-            run.evasion = None
 
     # Violations
 
     def _violations(self) -> None:
-        found, self._found = self._found, []
+        found, self._common.found = self._common.found, []
         for choice, run, hit in found:
             start, end, label, action, moderator, score, reference = hit
             if action == "mask" and not run.maskable:
@@ -452,9 +373,8 @@ class Guard:
 
     def _close(self, choice: Choice) -> None:
         choice.state = State.BLOCKED
-        for run in (*choice.runs.values(), *choice.trail):
-            run.stop(run.horizon)
-        self._uncut = [run for run in self._uncut if run.choice != choice.index]
+        choice.stop_runs()
+        self._common.uncut = [run for run in self._common.uncut if run.choice != choice.index]
         live = any(other.state is State.LIVE for other in self._choices.values())
         if not live and len(self._choices) >= self._expected:
             self.over = True
@@ -468,8 +388,7 @@ class Guard:
         self._drop_queue()
         if self._trailing:
             for choice in self._choices.values():
-                for run in choice.trail:
-                    run.stop(run.horizon)
+                choice.stop_runs()
             self._withdraw()
 
     def _malformed(self, chunk: Chunk, now: float) -> None:
@@ -487,7 +406,7 @@ class Guard:
         """Release what is cleared, cut what is ripe; see to it that something moves."""
         self._now = now
         self._release()
-        if self._uncut:
+        if self._common.uncut:
             self._cut(now)
         if self._held > self._room:
             self._make_room(now)
@@ -524,14 +443,14 @@ class Guard:
             self._emit(queue.popleft())
 
     def _cut(self, now: float, *, force: bool = False) -> None:
-        for run in self._uncut:
+        for run in self._common.uncut:
             while self.in_flight < self._policy.depth and (force or run.ripe(now)):
                 window = run.take(now)
                 if window is None:
                     break
                 self.in_flight += 1
                 self.checks.append(window)
-        self._uncut = [run for run in self._uncut if run.uncut]
+        self._common.uncut = [run for run in self._common.uncut if run.uncut]
 
     def _make_room(self, now: float) -> None:
         """The guard is full: let frames pass those of other choices, cut what there is, and never wait for nothing."""
@@ -547,7 +466,7 @@ class Guard:
                 kept.append(held)
         self._queue = kept
         if self._held > self._policy.held_bytes:
-            if self._uncut:
+            if self._common.uncut:
                 self._cut(now, force=True)
             # One frame alone may be larger than all there is room for.
             if not self.in_flight and self._held - max(held.size for held in kept) > self._policy.held_bytes:
@@ -622,7 +541,7 @@ class Guard:
         self._close_lane()
         self._held = 0
         self._queue.clear()
-        self._uncut.clear()
+        self._common.uncut.clear()
 
     def _without(self, held: Held) -> Chunk | None:
         """The frame without the choices that may not leave; None if nothing is left to say."""
@@ -639,11 +558,3 @@ class Guard:
         if self._policy.on_violation == "replace":
             message["content"] += self._policy.notice
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
-
-
-def _bound_surfaces(choice: Choice, texts: Sequence[Text]) -> None:
-    """Raises ValueError if these texts give a choice more surfaces than any has."""
-    if len(choice.scanners) + len(texts) > MAX_SURFACES:
-        surfaces = choice.scanners.keys() | {surface for surface, _, _ in texts}
-        if len(surfaces) > MAX_SURFACES:
-            raise ValueError("too many surfaces")

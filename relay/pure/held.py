@@ -1,35 +1,14 @@
-"""What stands in a guard's queue: frames that wait, and the choices that they belong to."""
+"""What stands in a guard's queue: frames that wait."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import Final
 
+from relay.pure.choice import Choice
 from relay.pure.openai import Chunk
-from relay.pure.window import Hit, Run, Scanner
-
-
-class State(Enum):
-    LIVE = "live"
-    FINISHED = "finished"
-    BLOCKED = "blocked"
-
-
-class Choice:
-    """One choice of the reply."""
-
-    __slots__ = ("ended", "index", "runs", "scanners", "started", "state", "trail")
-
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-        self.state = State.LIVE
-        self.started = False  # a frame of it has left
-        self.runs: dict[str, Run] = {}  # the open ones, by surface
-        self.ended: dict[str, Run] = {}  # the last ended one of each surface, for its tail
-        self.scanners: dict[str, Sequence[Scanner]] = {}
-        self.trail: list[Run] = []  # those not wholly cleared, if text may leave before it is
+from relay.pure.window import Hit, Run
 
 
 class Held:
