@@ -12,7 +12,8 @@ STRICTNESS: Final[dict[Action, int]] = {"pass": 0, "review": 1, "mask": 2, "bloc
 class Span(NamedTuple):
     """Where something stands: half-open, in characters of the text that was shown.
 
-    keyword: what is said to stand there; "" if the moderator does not say. If it does not stand there, it is looked for.
+    keyword: what is said to stand there; "" if the moderator does not say. If it does not stand there, it is looked for:
+    `Span(0, 0, keyword)` is a keyword whose place is not told.
     """
 
     start: int
