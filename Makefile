@@ -31,8 +31,9 @@ check: $(VENV)/dev.stamp  ## types and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/dev.stamp  ## the relay beside nginx, as ratios of one run
-	$(BIN)/python -m bench
+bench: $(VENV)/dev.stamp  ## the relay beside nginx; what moderation costs and how late it makes a stream. QUICK=--quick for less
+	$(BIN)/python -m bench $(QUICK)
+	$(BIN)/python -m bench.moderation $(QUICK)
 
 # With the oldest Python that is served: it needs the most. `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: $(VENV)/dev.stamp  ## pin every package with its hashes

@@ -4,7 +4,7 @@ A model server streams 200 events, 5 ms apart, to 20 and to 100 clients at once;
 a lexicon of 5,000 phrases and logs. CPU is what the operating system charges to the relay's process (nginx's), divided
 by the events delivered; medians of several rounds. Ratios hold on a noisy machine, absolute figures do not.
 
-    python -m bench [--streams 20,100] [--rounds 5] [--seconds 4]
+    python -m bench [--streams 20,100] [--rounds 5] [--seconds 4] [--quick]
 """
 
 import argparse
@@ -90,7 +90,10 @@ def main() -> None:
     parser.add_argument("--streams", default="20,100")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--quick", action="store_true", help="two short rounds")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 2, 2
     model_port, relay_port, admin_port, nginx_port = (free_port() for _ in range(4))
     nginx = shutil.which("nginx", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}

@@ -77,19 +77,19 @@ class Listener(asyncio.Protocol):
             self._read_head(head)
         end_of_last = 0
         for found in _SAID.finditer(self._buffer):
-            said: str = json.loads(found[2])
+            part: str = json.loads(found[2])
             delay_s = (now - int(found[1])) / 1e9
             if not self._said:
                 self.firsts.append(delay_s)
-            self.delays.append((delay_s, len(said)))
-            self._said.append(said)
+            self.delays.append((delay_s, len(part)))
+            self._said.append(part)
             end_of_last = found.end()
         if end_of_last:
             self._buffer = self._buffer[end_of_last:]
         if self._length is not None:
             if len(self._buffer) >= self._length:
                 self._over(b"")
-        elif data.endswith(b"0\r\n\r\n"):
+        elif self._buffer.endswith(b"\r\n0\r\n\r\n"):
             self._over(self._buffer)
 
     def _read_head(self, head: bytes) -> None:
@@ -105,6 +105,7 @@ class Listener(asyncio.Protocol):
             {
                 "id": self._id,
                 "seed": self._seed,
+                "chars": self._chars,
                 "status": self._status,
                 "complete": b'"finish_reason":"stop"' in tail and b"data: [DONE]" in tail,
                 "code": code[1].decode() if code else "",
@@ -123,6 +124,11 @@ class Listener(asyncio.Protocol):
             self._over(b"")
         if not self.done.done():
             self.done.set_result(None)
+
+
+def said(body: bytes) -> str:
+    """What a whole reply says."""
+    return "".join(json.loads(found[2]) for found in _SAID.finditer(body))
 
 
 def at_share(delays: Sequence[Delay], share: float) -> float | None:
@@ -160,5 +166,5 @@ async def main(port: int, streams: int, rounds: int, spread_s: float, chars: int
 
 
 if __name__ == "__main__":
-    number_of = [int(each) for each in sys.argv[1:4]]
-    uvloop.run(main(*number_of, float(sys.argv[4]), int(sys.argv[5]), sys.argv[6]))
+    port, streams, rounds = map(int, sys.argv[1:4])
+    uvloop.run(main(port, streams, rounds, float(sys.argv[4]), int(sys.argv[5]), sys.argv[6]))

@@ -30,9 +30,10 @@ def cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def started(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that listens on `port`; ended with the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def started(*command: str, port: int, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that listens on `port`; ended with the block. `log`: where what it says is kept."""
+    with open(log or os.devnull, "wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
     try:
         for _ in range(100):
             with socket.socket() as probe:

@@ -31,6 +31,7 @@ from ahocorasick_rs import AhoCorasick
 
 from relay.pure.fold import disguised, fold
 from relay_plugins.lexicon import Lexicon
+from relay_plugins.lexicon.spelling import skeleton
 
 LOCK = Path(__file__).with_name("prose-requirements.lock")
 FOLDER = Path(__file__).parent / "out" / "prose"
@@ -123,10 +124,16 @@ class Plain:
         return not (joined(text[start - 1 : start], text[start]) or joined(text[end - 1], text[end : end + 1]))
 
 
+def letters(text: str) -> str:
+    """The letters and digits of a canonical text."""
+    return re.sub(r"[\W_]+", "", text)
+
+
 def compare(name: str, texts: dict[str, list[str]], phrases: list[str]) -> None:
     lexicon = Lexicon(words=tuple(phrases))
     plain = Plain(phrases)
-    spelled = {re.sub(r"[\W_]+", "", fold(phrase)): phrase for phrase in phrases}
+    spelled = {letters(fold(phrase)): phrase for phrase in phrases}
+    spelled = {skeleton(said): phrase for said, phrase in spelled.items()} | spelled
     print(f"\n{name}: {len(plain.phrases):,} phrases")
     for language, lines in texts.items():
         sentences = [sentence for line in lines for sentence in SENTENCE.findall(line)]
@@ -137,12 +144,14 @@ def compare(name: str, texts: dict[str, list[str]], phrases: list[str]) -> None:
             there = plain.found(sentence)
             plainly += bool(there)
             copy = fold(sentence)
-            there = {re.sub(r"[\W_]+", "", fold(phrase)) for phrase in there}
+            there = {letters(fold(phrase)) for phrase in there}
             fresh = set()
             for hit in lexicon.find(copy):
                 written = copy[hit.start : hit.end]
-                if re.sub(r"[\W_]+", "", written) not in there:
-                    phrase = spelled[re.sub(r"[\W_]+", "", written)]
+                said = letters(written)
+                if said not in there:
+                    signed = letters(written.replace("@", "4").replace("$", "5"))
+                    phrase = next(spelled[each] for each in (said, skeleton(said), skeleton(signed)) if each in spelled)
                     fresh.add(
                         f"{phrase} ← {copy[max(0, hit.start - 6) : hit.start]}[{written}]{copy[hit.end : hit.end + 6]}"
                     )

@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -277,6 +278,24 @@ async def test_max_wait() -> None:
     assert rig.kept.text == "ab"
     rig.finish()
     assert await rig.kept.ended() == Outcome("completed")
+
+
+def test_max_wait_that_is_nearly_over() -> None:
+    """uvloop has no timer of less than half a millisecond: what it gives instead knows not when it is due."""
+
+    async def reply() -> Rig:
+        rig = Rig(Says(verdict=PASS), cutting=Cutting(holdback_chars=1, first_chars=1000, max_wait_s=0.0001))
+        for text in ("ab", "cd", "ef"):
+            rig.say(text)
+            await asyncio.sleep(0)
+            rig.say(text)
+        rig.finish()
+        assert await rig.kept.ended() == Outcome("completed")
+        await rig.ex.close()
+        return rig
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(reply()).kept.text == "ababcdcdefef"
 
 
 @pytest.mark.parametrize("outcome", [Outcome("completed"), Outcome("client_gone")])

@@ -753,7 +753,7 @@ def _check_ending(setting: Setting, upstream: Upstream, result: Heard, *, blocke
 
 KINDS: Final = ("lexicon", "remote")
 SEEDS: Final = 1000  # as many as each mutant gets
-LONG_SEEDS: Final = 60_000
+LONG_SEEDS: Final = 100_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
