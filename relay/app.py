@@ -197,6 +197,8 @@ class App:
 
     async def _ask(self, ex: Exchange) -> Answer:
         """Ask an upstream, unless a plugin stops the exchange meanwhile; then its error is raised."""
+        if ex.stopped is not None:
+            raise ex.stopped.error or InternalError()
         asking = _Asking()
         ex.attach(asking)
         try:

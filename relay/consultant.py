@@ -28,6 +28,7 @@ from relay.log import Logger
 from relay.metrics import Metrics, Standing
 from relay.moderator import PASS, Context, Moderator, NoVerdict, RateLimited, Unauthorized, Unavailable, Verdict
 from relay.pure.breaker import Breaker
+from relay.pure.ruling import NOTHING_FOUND, Ruling
 from relay.verdicts import Verdicts
 
 Reason = Literal["timeout", "error", "breaker_open", "rate_limited", "unauthorized"]
@@ -55,10 +56,11 @@ _UNAVAILABLE = (Unavailable, OSError, EOFError, ClientConnectionError, ClientPay
 
 @dataclass(frozen=True, slots=True)
 class Unjudged:
-    """There is no verdict, and why."""
+    """There is no verdict, and why. heard: what other moderators wanted done all the same."""
 
     reason: Reason
     moderator: str
+    heard: Ruling = NOTHING_FOUND
 
 
 Answer = Verdict | Unjudged
@@ -76,8 +78,8 @@ class Consultant:
     """See the head of this file.
 
     name: the moderator's, in logs and metrics; one that no other has, or the gauges show the later one's.
-    cache_s: how long verdicts on pieces of requests are kept; 0 for a moderator whose verdict depends on more than the
-    text: then no call is shared either. `close` ends the calls that are.
+    cache_s: how long verdicts on pieces of requests are kept, if the moderator lets them be; 0: not at all, and no call is
+    shared either. `close` ends the calls that are.
     in_order: whether the windows of a reply have to be shown one after the other.
     """
 
@@ -98,7 +100,7 @@ class Consultant:
         self._check = moderator.check
         self._deadline_s = deadline_s
         self._breaker = Breaker()
-        self._verdicts = Verdicts(cache_s) if cache_s > 0 and not self.in_order else None
+        self._verdicts = Verdicts(cache_s) if cache_s > 0 and moderator.cacheable else None
         self._counts = metrics.calls(name, self._standing)
         self._complaints = _Complaints(log.bind(moderator=name))
 
@@ -217,6 +219,10 @@ class Consultant:
         except _UNAVAILABLE as cause:
             self._failed(ticket, sent)
             return _Failure("error", "moderator could not be asked", cause)
+        except NoVerdict as cause:  # it has an answer: that this text is none for it
+            self._answered(ticket, sent)
+            self._complaints.warn("moderator cannot judge a text", context, cause)
+            return Unjudged("error", self.name)
         except (Exception, asyncio.CancelledError) as cause:
             if isinstance(cause, asyncio.CancelledError) and being_cancelled():
                 breaker.abandoned(ticket)

@@ -254,7 +254,7 @@ class Replay:
         """`resume` looks before every chunk."""
 
     def resume(self) -> None:
-        while not self.done and not self._ex.paused and not self._ex.stopping:
+        while not self.done and not self._ex.paused and self._ex.stopped is None:
             chunk = next(self._chunks, None)
             if chunk is None:
                 self.done = True

@@ -195,8 +195,9 @@ class Exchange:
             self._flow.resume()
 
     @property
-    def stopping(self) -> bool:
-        return self._stopped is not None
+    def stopped(self) -> Outcome | None:
+        """Why the upstream is not to be read any more."""
+        return self._stopped
 
     def stop(self, outcome: Outcome) -> None:
         """Enough has been seen: the upstream is cancelled. `end(outcome)` still comes, once; the first outcome counts."""

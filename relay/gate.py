@@ -99,6 +99,10 @@ class Gate:
         self._outcome = outcome
         if outcome.kind == "client_gone":
             self._abandon()
+        elif outcome.kind == "drained":  # there is no time to wait for verdicts
+            self._guard.give_up()
+            self._release()
+            self._finish(outcome)
         elif self._broken is not None:
             self._finish(self._broken)
         else:
@@ -173,7 +177,7 @@ class Gate:
         if isinstance(said, Ruling):
             self._guard.judged(window, said, now)
         elif self._on_failure == "open":
-            self._guard.unjudged(window, said.reason, now)
+            self._guard.unjudged(window, said.reason, said.heard, now)
         else:
             self._guard.failed(window, now)
 

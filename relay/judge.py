@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from relay.consultant import Answer, Consultant, Reason, Unjudged
 from relay.labels import LabelPolicy, Thresholds, strictest
@@ -52,12 +53,15 @@ class Judge:
 
     async def check_text(self, text: str, context: Context, tally: ModerationTally) -> Ruling | Unjudged:
         """One piece of a request: a verdict that is known is not asked for again, one that is asked for is shared."""
-        tally.checked += len(text)
         if self._only is not None:
-            return self._ruling(self._only, *await self._only.ask_text(text, context), tally)
+            answer, known = await self._only.ask_text(text, context)
+            tally.checked += 0 if known else len(text)
+            return self._ruling(self._only, answer, known, tally)
         async with asyncio.TaskGroup() as group:
             asked = [(each, group.create_task(each.ask_text(text, context))) for each in self._consultants]
-        return self._together([(each, *task.result()) for each, task in asked], tally)
+        heard = [(each, *task.result()) for each, task in asked]
+        tally.checked += 0 if all(known for _, _, known in heard) else len(text)
+        return self._together(heard, tally)
 
     async def close(self) -> None:
         """End what is asked for requests and waited for by nobody here."""
@@ -114,7 +118,7 @@ class Judge:
         if ruling.action != "block":
             for each in found:
                 if isinstance(each, Unjudged):
-                    return each
+                    return replace(each, heard=ruling) if ruling.action != "pass" else each
         return ruling
 
     def _ruling(self, consultant: Consultant, answer: Answer, known: bool, tally: ModerationTally) -> Ruling | Unjudged:

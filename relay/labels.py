@@ -46,7 +46,7 @@ class LabelPolicy:
         if not verdict.findings:
             # It has said no place.
             action: Action = "block" if whole == "mask" else whole
-            return Ruling(action, verdict.label, verdict.score, moderator, verdict.reference)
+            return Ruling(action, verdict.label, verdict.score or 0, moderator, verdict.reference)
         found = [(self._action(finding), finding) for finding in verdict.findings]
         masks = self._masks(whole, verdict.label, found)
         entries = [(whole, verdict.label, verdict.score), *((action, each.label, each.score) for action, each in found)]
@@ -54,11 +54,11 @@ class LabelPolicy:
         action, label, score = max(entries, key=lambda entry: (STRICTNESS[entry[0]], entry[1] != ""))
         if action == "mask" and masks is None:
             action = "block"
-        return Ruling(action, label, score, moderator, verdict.reference, masks or () if action == "mask" else ())
+        return Ruling(action, label, score or 0, moderator, verdict.reference, masks or () if action == "mask" else ())
 
     def _action(self, said: Verdict | Finding) -> Action:
         thresholds = self.thresholds.get(said.label)
-        action = said.action if thresholds is None else thresholds.action(said.score)
+        action = said.action if thresholds is None or said.score is None else thresholds.action(said.score)
         return "block" if action == "review" and self.on_review == "block" else action
 
     def _masks(self, whole: Action, label: str, found: Sequence[tuple[Action, Finding]]) -> tuple[Span, ...] | None:

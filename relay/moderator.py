@@ -45,14 +45,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One of several things that a moderator has found. `score` from 0 to 100. Raises ValueError for an unknown action.
+    """One of several things that a moderator has found. Raises ValueError for an unknown action.
 
+    score: from 0 to 100; None if it gives none: then no threshold of the operator's replaces its action.
     spans: where it stands. A mask whose place is not told blocks.
     """
 
     action: Action
     label: str = ""
-    score: int = 0
+    score: int | None = None
     spans: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a moderator says about one text. `score` from 0 to 100. Raises ValueError for an action that is none.
+    """What a moderator says about one text. Raises ValueError for an action that is none. score: as in `Finding`.
 
     findings: what it has found one by one, if it tells; the strictest of them and of `action` counts.
     reference: the moderator's own name of this verdict, for the log and for support.
@@ -69,7 +70,7 @@ class Verdict:
 
     action: Action
     label: str = ""
-    score: int = 0
+    score: int | None = None
     findings: tuple[Finding, ...] = ()
     reference: str = ""
 
@@ -113,7 +114,8 @@ class Context:
     """Where a text stands.
 
     exchange: the request id. direction: "request" or "response". surface: `content`, `tool_calls.0`, …, of a choice.
-    caller: the name of the key that asked, "" without one. user: as the request names its user. headers: the request's.
+    caller: the name of the key that asked, "" without one. user: as the request names its user. headers: the request's,
+    without those that carry credentials.
     """
 
     exchange: str
@@ -122,7 +124,7 @@ class Context:
     choice: int | None = None
     caller: str = ""
     user: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Moderator(Options, ABC):
@@ -130,9 +132,11 @@ class Moderator(Options, ABC):
 
     known_as: its name in logs and metrics; of several of a kind in one chain the later ones are numbered. The class's name
     in lower case, unless the class says otherwise; a registered one is known as it is registered.
+    labels: those that it gives, as far as metrics should tell them apart.
     """
 
     known_as: ClassVar[str]
+    labels: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -146,8 +150,13 @@ class Moderator(Options, ABC):
 
     @property
     def in_order(self) -> bool:
-        """Whether it remembers: the windows of a reply are then shown one after the other, and no verdict is kept."""
+        """Whether it remembers what it was shown: then the pieces of a text are shown one after the other."""
         return False
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its verdict depends on the text alone: then it is kept for a while, and for whoever asks."""
+        return not self.in_order
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:

@@ -13,17 +13,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from cachetools import TTLCache
 
-from relay.moderator import Verdict
+from relay.moderator import Span, Verdict
 
 T = TypeVar("T")
 
 # Half a kilobyte each, with a reference.
 MAX_VERDICTS: Final = 50_000
+
+_ANYWHERE: Final = (Span(0, 0),)
 
 
 class _Call:
@@ -81,7 +84,7 @@ class Verdicts:
     async def _run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, Verdict | T]]) -> Verdict | T:
         said = await call()
         if isinstance(said, Verdict):
-            self._known[key] = said
+            self._known[key] = _kept(said)
         return said
 
     def _ended(self, key: bytes, task: asyncio.Task[Any]) -> None:
@@ -93,3 +96,9 @@ class Verdicts:
         shared = self._calls.get(key)
         if shared is not None and shared.task is task:
             del self._calls[key]
+
+
+def _kept(verdict: Verdict) -> Verdict:
+    """What has to be known of it later: not where something stands, but whether that was told."""
+    findings = {replace(finding, spans=_ANYWHERE if finding.spans else ()): None for finding in verdict.findings}
+    return replace(verdict, findings=tuple(findings))

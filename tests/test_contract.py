@@ -404,7 +404,7 @@ class Talk:
             make = StreamDelivery if ex.request.stream else WholeDelivery
             make(ex, sink, self.body).start()
             ending(self)
-        if ex.stopping:
+        if ex.stopped is not None:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             await ex.close()

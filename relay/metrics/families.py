@@ -89,8 +89,9 @@ UNJUDGED = ("timeout", "error", "breaker_open", "rate_limited", "unauthorized")
 """Why a moderator gave no verdict: every call took too long; failed; it was down and not asked; it was asked too often;
 it refuses to be asked at all."""
 
-UNVERIFIED = (*UNJUDGED, "shadow", "unknown_field", "opaque", OTHER)
-"""Why text left without a verdict: there was none and `on_failure = "open"`; the mode; the two options."""
+UNVERIFIED = (*UNJUDGED, "ahead", "shadow", "unknown_field", "opaque", OTHER)
+"""Why text left without a verdict: there was none and `on_failure = "open"`; it was ahead of one that did not come in time;
+the mode; the two options."""
 
 CHECKS = ("pass", "review", "mask", "block", *UNJUDGED, "cached", OTHER)
 """What became of one check: what the verdict means by the policy for labels; why there is none; or the verdict was known
@@ -187,7 +188,7 @@ MODERATION_CHARACTERS = Family(
 RELEASED_UNVERIFIED = Family(
     "relay_released_unverified_characters_total",
     "counter",
-    "Characters sent to clients without a verdict, by reason.",
+    "Characters that left without a verdict, to clients or in requests to upstreams, by reason.",
     ("reason",),
 )
 MODERATION_CHECKS = Family(

@@ -117,7 +117,7 @@ class Choice:
 
     def stop_runs(self) -> None:
         """Nothing of it leaves any more that was not cleared."""
-        for run in (*self.runs.values(), *self.trail):
+        for run in (*self.runs.values(), *self.ended.values(), *self.trail):
             run.stop(run.horizon)
 
     def _late_name(self, run: Run, text: str) -> tuple[Run, str]:

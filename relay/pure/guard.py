@@ -255,36 +255,39 @@ class Guard:
 
     def judged(self, window: Window, ruling: Ruling, now: float) -> None:
         """What the moderators say of a window. One that is blocked does not leave, as far as it has not left."""
-        self._answered()
+        self._heard()
         choice, run = self._choice_of(window), window.run
         places = [(window.start, window.end)]
         action = ruling.action
         if action == "mask":
             masks = window.passage.places(ruling.masks) if run.maskable else None
+            if masks is not None and not self._trailing:  # without those that an earlier window has shown
+                masks = [place for place in masks if place[1] > run.horizon and place not in run.masks]
             action, places = ("mask", masks) if masks is not None else ("block", places)
         if action != "pass":
             cause = (ruling.label, action, ruling.moderator, ruling.score, ruling.reference)
             self._common.found.extend((choice, run, Hit(start, end, *cause)) for start, end in places)
             self._violations()
         run.passed(window)
+        self.in_flight -= 1
         self._move(now)
 
-    def unjudged(self, window: Window, reason: str, now: float) -> None:
-        """No moderator said anything of a window, and it may leave all the same."""
-        self._answered()
+    def unjudged(self, window: Window, reason: str, heard: Ruling, now: float) -> None:
+        """A moderator said nothing of a window, and it may leave all the same, as far as what was `heard` lets it."""
         self.tally.unjudged(window, reason)
-        window.run.passed(window)
-        self._move(now)
+        self.judged(window, heard, now)
 
     def failed(self, window: Window, now: float) -> None:
         """No moderator said anything of a window, and nothing may leave without a verdict."""
-        self._answered()
+        self._heard()
         if not self._policy.hold:
             window.run.passed(window)
+            self.in_flight -= 1
             return
         # For a choice that has ended nobody waits any more.
         if self._choice_of(window).state is not State.BLOCKED and not self.finished:
             self._fail("moderation_unavailable")
+        self.in_flight -= 1
         self._move(now)
 
     def end(self, now: float) -> None:
@@ -303,6 +306,14 @@ class Guard:
         """Nobody reads any more: what is held is dropped."""
         self._ending = self.over = True
         self._drop_queue()
+        self._take_back()
+
+    def give_up(self) -> None:
+        """The reply ends here: what is cleared leaves, what is held is dropped."""
+        self.over = self._ending = True
+        self._release()
+        self._drop_queue()
+        self._take_back()
 
     # Reading
 
@@ -322,7 +333,8 @@ class Guard:
         found, self._common.found = self._common.found, []
         for choice, run, hit in found:
             start, end, label, action, moderator, score, reference = hit
-            if action == "mask" and not run.maskable:
+            # What has left already cannot be masked; what is ahead of its verdict can be taken back.
+            if action == "mask" and (not run.maskable or (self._trailing and start < run.horizon)):
                 action = "block"
             self.tally.found(Violation(choice.index, run.surface, start, label, moderator, action, score, reference))
             if action == "block":
@@ -383,11 +395,12 @@ class Guard:
         """End the reply with an error, after what is cleared."""
         if self.failure is None:
             self.failure = code
-        self.over = self._ending = True
-        self._release()
-        self._drop_queue()
+        self.give_up()
+
+    def _take_back(self) -> None:
+        """Nothing that is ahead of its verdict will have one."""
         if self._trailing:
-            for choice in self._choices.values():
+            for choice in (self._loose, *self._choices.values()):
                 choice.stop_runs()
             self._withdraw()
 
@@ -429,9 +442,9 @@ class Guard:
         index = window.run.choice
         return self._loose if index is None else self._choices[index]
 
-    def _answered(self) -> None:
+    def _heard(self) -> None:
+        """A check has come back. It is in flight until its window is dealt with: nothing is finished before."""
         self._close_lane()
-        self.in_flight -= 1
         self._room = self._policy.held_bytes
 
     def _release(self) -> None:
@@ -521,16 +534,15 @@ class Guard:
 
     def _withdraw(self) -> None:
         """Tell the client what it was sent ahead of a verdict that did not let it pass, or never came."""
-        uncleared = [
-            (choice.index, run.surface, run.withdrawn_from)
-            for choice in (self._loose, *self._choices.values())
-            for run in choice.trail
-            if run.withdrawn_from is not None
-        ]
+        uncleared: list[tuple[int | None, str, int]] = []
+        for choice in (self._loose, *self._choices.values()):
+            for run in choice.trail:
+                if run.withdrawn_from is not None:
+                    uncleared.append((choice.index, run.surface, run.withdrawn_from))
+                    self.tally.unread["ahead"] = self.tally.unread.get("ahead", 0) + run.ahead
+            choice.trail = []
         if uncleared:
             self.released.append(closing.withdrawal(self._shared, uncleared))
-        for choice in (self._loose, *self._choices.values()):
-            choice.trail = []
 
     @property
     def _shared(self) -> Frame:
@@ -553,8 +565,9 @@ class Guard:
 
     def _cleared(self, choice: Choice, chunk: Chunk, entry: int) -> Frame:
         """A choice of a whole reply with what was cleared of its message."""
-        message = rewrite.cleared(chunk, entry, choice.ended | choice.runs)
-        self.tally.released += sum(len(message.get(surface, "")) for surface in PROSE)
+        message, hidden = rewrite.cleared(chunk, entry, choice.ended | choice.runs)
+        self.tally.released += sum(len(message.get(surface, "")) for surface in PROSE) - hidden
+        self.tally.blocked += hidden
         if self._policy.on_violation == "replace":
             message["content"] += self._policy.notice
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}

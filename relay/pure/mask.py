@@ -20,7 +20,6 @@ def masked(text: str, start: int, masks: Sequence[tuple[int, int]]) -> str:
     for char in text:
         end = position + len(fold(char))
         covered = any(first < end and position < last for first, last in masks)
-        hidden = end == position and any(first < position < last for first, last in masks)
-        result.append(MASK if covered or hidden else char)
+        result.append(MASK if covered else char)
         position = end
     return "".join(result)

@@ -5,6 +5,7 @@ Everything else is forwarded as the bytes that it came as.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
@@ -15,12 +16,16 @@ from relay.pure.mask import masked as mask
 from relay.pure.openai import Chunk, Frame, dump, has_repeated_key, load_exactly
 from relay.pure.policy import Policy
 from relay.pure.surfaces import PROSE, Reading, index_of, read
-from relay.pure.window import Run
+from relay.pure.window import ALL, Run
 
 # Comments that well-known servers send to keep a connection open. Any other comment loses its text.
 _KNOWN_COMMENTS: Final = frozenset(
     (b":", b": OPENROUTER PROCESSING", b": keep-alive", b": keepalive", b": ping", b":ping")
 )
+
+# Of a choice that stands in a frame more often than this one surface can have two runs there, whose positions differ.
+# No server sends that; it is masked whole.
+MAX_ENTRIES: Final = 2
 
 
 def forwardable(chunk: Chunk, reading: Reading, policy: Policy, *, whole: bool) -> Chunk:
@@ -65,13 +70,15 @@ def without(chunk: Chunk, dropped: Collection[int], cleared: Callable[[int], Fra
     frame = load_exactly(chunk.data)
     kept = []
     entry = -1
-    for said in frame["choices"]:
+    for position, said in enumerate(frame["choices"]):
         if type(said) is dict:
             entry += 1
             if entry in dropped:
                 if cleared is not None:
                     kept.append(cleared(entry))
                 continue
+            if said.get("index") is None:  # clients count for themselves, and now there are fewer
+                said["index"] = position
         kept.append(said)
     if not kept:
         return None
@@ -85,7 +92,9 @@ def masked(chunk: Chunk, waits: Iterable[tuple[Run, int]], *, whole: bool) -> tu
     waits: the runs that it says more of, and the horizon of each at which it may leave: so it ends there.
     """
     texts: dict[tuple[int, str], str] = {}
+    entries: Counter[int] = Counter()
     for part in read(chunk.json or {}, whole=whole).choices:
+        entries[part.index] += 1
         for surface, _, text in part.texts:
             texts[part.index, surface] = texts.get((part.index, surface), "") + text
     hidden = 0
@@ -94,9 +103,12 @@ def masked(chunk: Chunk, waits: Iterable[tuple[Run, int]], *, whole: bool) -> tu
         if run.choice is None or not run.masks:
             continue
         text = texts.get((run.choice, run.surface), "")
-        end = need - (text[-1:] in NOTHING)
-        # Halves of pairs are not counted here; of a frame with such nothing is read any more.
-        result = MASK * len(text) if chunk.lenient else mask(text, end - len(fold(text)), run.masks)
+        # A frame that waits for everything has the last text of its run.
+        end = run.end if need == ALL else need - (text[-1:] in NOTHING)
+        if chunk.lenient or entries[run.choice] > MAX_ENTRIES:
+            result = MASK * len(text)
+        else:
+            result = mask(text, end - len(fold(text)), run.masks)
         run.masks = [(start, last) for start, last in run.masks if last > end]
         if result != text:
             changed[run.choice, run.surface] = result
@@ -122,18 +134,29 @@ def _mask_choice(said: Frame, index: int, changed: dict[tuple[int, str], str], *
         old = container.get(key)
         if result is not None and old:
             masks = True
+            # A choice that stands twice in a frame says its text in two parts, and an array has parts of its own.
             if type(old) is str:
-                # A choice that stands twice in a frame says its text in two parts.
                 container[key], changed[index, surface] = result[: len(old)], result[len(old) :]
             else:
-                container[key] = [{"type": "text", "text": result}]
-                changed[index, surface] = ""
+                changed[index, surface] = _mask_parts(old, result)
     if masks or (index, "logprobs.content") in changed:
         said.pop("logprobs", None)
 
 
-def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> Frame:
-    """The message of one choice of a whole reply, with the text that was cleared and nothing else."""
+def _mask_parts(parts: list[Any], result: str) -> str:
+    """Put a masked text in the place of the texts of an array's parts. What is left of it."""
+    for position, part in enumerate(parts):
+        if type(part) is str:
+            parts[position], result = result[: len(part)], result[len(part) :]
+        elif type(part) is dict and type(part.get("text")) is str:
+            length = len(part["text"])
+            part["text"], result = result[:length], result[length:]
+    return result
+
+
+def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> tuple[Frame, int]:
+    """The message of one choice of a whole reply, with the text that was cleared and nothing else; how much is masked."""
+    hidden = 0
     message: Frame = {"role": "assistant"}
     part = read(chunk.json or {}, whole=True).choices[entry]
     for surface in PROSE:
@@ -145,10 +168,11 @@ def cleared(chunk: Chunk, entry: int, runs: Mapping[str, Run]) -> Frame:
         run = runs[surface]
         length = original_length(text, run.horizon, ended=run.horizon >= run.end)
         message[surface] = mask(text, 0, run.masks)[:length] if run.masks else text[:length]
+        hidden += sum(before != after for before, after in zip(text, message[surface], strict=False))
         if run.stopped and run.horizon < run.end:
             break
     message.setdefault("content", "")
-    return message
+    return message, hidden
 
 
 def _says_nothing(line: bytes) -> bool:

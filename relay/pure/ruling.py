@@ -34,3 +34,6 @@ class Ruling:
     moderator: str = ""
     reference: str = ""
     masks: tuple[Span, ...] = ()
+
+
+NOTHING_FOUND: Final = Ruling("pass")

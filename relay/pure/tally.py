@@ -53,7 +53,6 @@ class Tally:
         for window, reason in self._unjudged:
             left = window.originals
             if window.run.stopped:  # by a violation behind it, so that not all of it has left
-                end = max(window.fresh, min(window.end, window.run.horizon))
-                left = window.passage.originals(end) - window.passage.originals(window.fresh)
+                left = window.originals_to(max(window.fresh, min(window.end, window.run.reached)))
             sums[reason] = sums.get(reason, 0) + left
         return {reason: chars for reason, chars in sums.items() if chars}

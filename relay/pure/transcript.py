@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from relay.pure.fold import disguised, fold, is_even
+from relay.pure.fold import disguised, fold, is_even, original_length
 from relay.pure.ruling import Span
 
 # What a service takes at once (Tencent's limit).
@@ -38,21 +38,19 @@ class Passage(NamedTuple):
     def places(self, spans: tuple[Span, ...]) -> list[tuple[int, int]] | None:
         """Where spans of what was shown stand, in canonical characters of the text; None if one cannot be found.
 
-        A keyword that does not stand where it is said to is looked for, first as it is, then its copy in the copy.
+        A keyword that does not stand where it is said to is looked for, however it is written: services name words as
+        they stand in their lists. What covers no character of the copy is no place.
         """
         shown = self.shown
         found: list[tuple[int, int]] = []
         for start, end, keyword in spans:
-            if 0 <= start < end <= len(shown) and keyword in ("", shown[start:end]):
-                found.append(self._place(shown, start, end))
-                continue
-            everywhere = [self._place(shown, at, at + len(keyword)) for at in _occurrences(shown, keyword)]
-            if not everywhere:
-                wanted = fold(keyword)
-                everywhere = [
-                    (self.start + at, self.start + at + len(wanted)) for at in _occurrences(self.copy, wanted)
-                ]
-            if not everywhere:
+            wanted = fold(keyword)
+            if 0 <= start < end <= len(shown) and (not keyword or wanted == fold(shown[start:end])):
+                everywhere = [self._place(shown, start, end)]
+            else:
+                copy = fold(self.written)  # the passage's own may end inside that of the last original
+                everywhere = [(self.start + at, self.start + at + len(wanted)) for at in _occurrences(copy, wanted)]
+            if not everywhere or any(first >= last for first, last in everywhere):
                 return None
             found += everywhere
         return found or None
@@ -63,12 +61,14 @@ class Passage(NamedTuple):
         length = len(self.written)
         if start > length:  # in the copy that stands behind it
             return self.start + start - length - 1, self.start + end - length - 1
+        if end > length:  # over the line between the two, which stands nowhere
+            return self.start, self.start
         first = self.start + len(fold(shown[:start]))
-        return first, first + len(fold(shown[start : min(end, length)]))
+        return first, first + len(fold(shown[start:end]))
 
     def originals(self, position: int) -> int:
-        """How many originals of the text stand before a canonical position in or at an end of this part."""
-        return self.before + len_of_written(self.written, position - self.start)
+        """How many originals of the text lie wholly before a canonical position in or at an end of this part."""
+        return self.before + original_length(self.written, position - self.start)
 
 
 def _occurrences(text: str, keyword: str) -> list[int]:
@@ -112,10 +112,15 @@ class Transcript:
     def end(self) -> int:
         return self.start + len(self._copy)
 
+    @property
+    def originals(self) -> int:
+        """How many originals the text has."""
+        return self._before + len(self._written)
+
     def append(self, written: str, copy: str) -> None:
         self._written += written
         self._copy += copy
-        if self._even and not is_even(written):
+        if self._even and written != copy and not is_even(written):
             self._even = False
 
     def passage(self, start: int, end: int) -> Passage:

@@ -114,7 +114,14 @@ class Window:
     @property
     def originals(self) -> int:
         """How many originals are new in it."""
-        return self.passage.originals(self.end) - self.passage.originals(self.fresh)
+        return self.originals_to(self.end)
+
+    def originals_to(self, end: int) -> int:
+        """How many of the originals that are new in it stand before a position."""
+        run = self.run
+        # Those at the end of a run that fold to nothing belong to its last window.
+        last = run.originals if run.ended and end == run.end else self.passage.originals(end)
+        return last - (run.began if self.fresh == run.start else self.passage.originals(self.fresh))
 
 
 class Run:
@@ -125,9 +132,10 @@ class Run:
     """
 
     __slots__ = (
-        "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners", "_sentence",
-        "_sentence_at", "_transcript", "_unescaper", "arguing", "beside", "choice", "cut", "end", "ended", "evasion",
-        "horizon", "masks", "name", "needs", "since", "stopped", "surface", "windows", "withdrawn_from",
+        "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners",
+        "_sentence", "_sentence_at", "_transcript", "_unescaper", "ahead", "arguing", "began", "beside", "choice",
+        "cut", "end", "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "since", "start", "stopped",
+        "surface", "windows", "withdrawn_from",
     )  # fmt: skip
 
     def __init__(
@@ -155,6 +163,7 @@ class Run:
         self.since = 0.0  # when the oldest character that is in no window came
         self.masks: list[tuple[int, int]] = []  # what leaves masked, half-open
         self.withdrawn_from: int | None = None  # the original from which on a stopped run had left uncleared
+        self.ahead = 0  # how many of them
         self._cutting = cutting
         self._scanners = scanners
         self._scanner = scanners[0] if len(scanners) == 1 and not remote else None  # the only one that reads here
@@ -173,6 +182,7 @@ class Run:
         self.needs = start
         self.cut = start
         self.horizon = start
+        self.reached = start  # the horizon when it was stopped
         self._passed = start
         # A call to a tool cannot be taken back.
         lead = 0 if surface.startswith(("tool_calls", "function_call")) else cutting.lead_chars
@@ -183,6 +193,8 @@ class Run:
             tail = resumes.tail()
             self._transcript = Transcript(tail.start, tail.before)
             self._transcript.append(tail.written, tail.copy)
+        self.start = start
+        self.began = self._transcript.originals
 
     def tail(self) -> Passage:
         """What a window cut now would show."""
@@ -204,6 +216,11 @@ class Run:
         if (unescaper is not None and unescaper.pending) or (pairer is not None and pairer.pending):
             self.needs = self.end + 1
         return hits
+
+    @property
+    def originals(self) -> int:
+        """How many originals it has so far, with those of the runs before it. Known for remote moderators only."""
+        return self._transcript.originals
 
     @property
     def maskable(self) -> bool:
@@ -234,6 +251,8 @@ class Run:
             self._count_nothing(text)
         if not copy:
             self.needs = self.end + 1
+            if self._remote:
+                self._transcript.append(text, copy)
             return ()
         start = self.end
         self.end = end = start + len(copy)
@@ -343,7 +362,11 @@ class Run:
         if not self.ended and not waited and self._sentence - window.fresh >= cutting.sentence_chars:
             end = min(end, self._sentence)
         end = max(end, window.end)
-        window.passage = self._transcript.passage(window.fresh - cutting.shown_again, end)
+        passage = self._transcript.passage(window.fresh - cutting.shown_again, end)
+        if (more := len(passage.copy) - MAX_WINDOW_CHARS) > 0:  # it begins with an original whose copy is long
+            end = max(end - more, window.end)
+            passage = self._transcript.passage(window.fresh - cutting.shown_again, end)
+        window.passage = passage
         window.end = self.cut = end
         # What stands behind a sentence end came with it or later.
         self.since = self._sentence_at if end == self._sentence else now
@@ -375,11 +398,20 @@ class Run:
         """Nothing from `position` on may ever leave."""
         cleared = self._passed - self._cutting.overlap
         if self._remote and not self.stopped and max(cleared, 0) < self.horizon < ALL:
-            passage = self.windows[0].passage if self.windows else self.tail()
-            self.withdrawn_from = passage.originals(cleared)
+            self.withdrawn_from = self._originals(cleared)
+            self.ahead = self._originals(min(self.horizon, self.end)) - self.withdrawn_from
+        if not self.stopped:
+            self.reached = self.horizon
         self.stopped = True
         self.windows.clear()
         self.horizon = min(self.horizon, position)
+
+    def _originals(self, position: int) -> int:
+        """How many originals stand before a position that is not cleared yet."""
+        for window in self.windows:
+            if position <= window.end:
+                return window.passage.originals(position)
+        return self.tail().originals(position)
 
     @property
     def uncut(self) -> bool:

@@ -333,7 +333,7 @@ async def test_broken_feed() -> None:
     broken.sink.feed(CHUNK)
     broken.sink.feed(CHUNK)
     assert broken.hooks == ["feed"]
-    assert broken.ex.stopping
+    assert broken.ex.stopped is not None
     assert broken.kept.ends == []
     broken.sink.end(COMPLETED)
     broken.sink.end(COMPLETED)

@@ -133,7 +133,7 @@ async def test_first_stop_counts() -> None:
     ex.stop(DRAINED)
     ex.stop(GONE)
     assert flow.told == [DRAINED]
-    assert ex.stopping
+    assert ex.stopped is not None
 
 
 async def test_stop_before_the_reply() -> None:

@@ -440,16 +440,20 @@ async def test_client_gone_after_the_upstream(shown: bool) -> None:
 
 
 async def test_drained() -> None:
-    """A reply that is ended from elsewhere still sends what is cleared, then the error."""
+    """A relay that stops waits for no verdict: what was cleared is out, and the error follows at once."""
     moderator = ByHand()
     rig = Rig(moderator)
-    rig.say("ab")
-    error = Unavailable("Later.", code="draining")
-    rig.ex.stop(Outcome("drained", error))
+    rig.say("abcd", "ef")
     await moderator.hear(1)
     moderator.say(PASS)
+    await turns()
+    rig.say("gh", "ij")
+    await moderator.hear(2)
+    error = Unavailable("Later.", code="draining")
+    rig.ex.stop(Outcome("drained", error))
     assert await rig.kept.ended() == Outcome("drained", error)
-    assert rig.kept.text == "ab"
+    assert rig.kept.text == "abcd"
+    await rig.ex.close()
 
 
 # Faults of our own

@@ -250,7 +250,7 @@ def test_any_answer(data: st.DataObject) -> None:
     except (Unavailable, TencentCloudSDKException, ValueError, TypeError, AttributeError):
         return
     for found in said.findings:
-        assert 0 <= found.score <= 100
+        assert found.score is None or 0 <= found.score <= 100
         assert isinstance(found.label, str)
         for span in found.spans:
             assert 0 <= span.start <= span.end <= 2
@@ -793,8 +793,6 @@ def test_what_the_relay_asks() -> None:
     assert "tencent" == Tencent.known_as
 
 
-async def test_its_metrics(tms: Fake) -> None:
-    """Its labels are announced."""
-    lent = Lent()
-    async with opened(tms, lent):
-        assert 0 == await lent.count('relay_moderation_violations_total{label="Porn",moderator="tencent"}')
+def test_its_labels() -> None:
+    """Metrics tell them apart."""
+    assert {"Porn", "Ad", "Abuse"} <= Tencent.labels

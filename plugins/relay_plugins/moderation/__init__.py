@@ -17,10 +17,10 @@ from relay.consultant import Consultant
 from relay.errors import RelayError
 from relay.exchange import Exchange, Key
 from relay.gate import Gate, Said
-from relay.judge import Judge
+from relay.judge import Judge, Unjudged
 from relay.labels import LabelPolicy, Thresholds
 from relay.log import Logger
-from relay.metrics import Metrics, ModerationTally
+from relay.metrics import OTHER, Metrics, ModerationTally
 from relay.moderator import Moderator, ScanningModerator
 from relay.options import Table
 from relay.plugin import Plugin, Reply, Services, Sink
@@ -31,9 +31,14 @@ from relay.pure.transcript import MAX_SHOWN_CHARS
 from relay.pure.window import Cutting, Scanner
 from relay_plugins.moderation.parallel import Hold
 from relay_plugins.moderation.requests import Requests, context_of
+from relay_plugins.moderation.violations import tell
+
+# So many checks may wait for their turn when their replies have ended; more would only be a longer list.
+MAX_LATE = 1000
 
 Count = Annotated[int, Meta(ge=1)]
-Score = Annotated[int, Meta(ge=0, le=101)]
+MAX_SCORE = 100
+Score = Annotated[int, Meta(ge=0, le=MAX_SCORE + 1)]  # one more: never
 
 
 class Window(Table, frozen=True, kw_only=True):
@@ -51,6 +56,13 @@ class Label(Table, frozen=True, kw_only=True):
     block: Score = 101
     mask: Score = 101
     review: Score = 101
+
+    def __post_init__(self) -> None:
+        given = [score for score in (self.review, self.mask, self.block) if score <= MAX_SCORE]
+        if not given:
+            raise ValueError("says nothing; give block, mask or review a score, or leave the label out")
+        if sorted(set(given)) != given:
+            raise ValueError("review has to be below mask, and mask below block")
 
 
 class Moderation(Plugin):
@@ -121,8 +133,8 @@ class Moderation(Plugin):
         self._metrics = services.metrics
         self._log = services.log
         services.metrics.add_moderator("guard", {"evasion"})
-        for name, _ in self._asked:
-            services.metrics.add_moderator(name, self.labels)
+        for name, moderator in self._asked:
+            services.metrics.add_moderator(name, moderator.labels | self.labels.keys())
         self._judge = self._new_judge() if self._asked else None
         self._requests = Requests(
             self._scanning,
@@ -166,7 +178,8 @@ class Moderation(Plugin):
         if self.request == "before":
             await self._requests.check(ex)
         elif self.request == "parallel":
-            ex[self._verdict] = ex.spawn(self._requests.refusal(ex))
+            scanned = await self._requests.scan(ex)  # for nothing, and before an upstream is paid
+            ex[self._verdict] = ex.spawn(self._requests.refusal(ex, scanned))
         return None
 
     # Replies
@@ -205,7 +218,12 @@ class Moderation(Plugin):
         )
 
     def _check_late(self, check: Coroutine[Any, Any, Said]) -> asyncio.Task[Said]:
-        task = asyncio.get_running_loop().create_task(check)
+        loop = asyncio.get_running_loop()
+        if len(self._late) < MAX_LATE:
+            task = loop.create_task(check)
+        else:
+            check.close()
+            task = loop.create_task(_too_late())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
         return task
@@ -216,34 +234,33 @@ class Moderation(Plugin):
     def _report(self, ex: Exchange, guard: Guard, tally: ModerationTally) -> None:
         """The sums of one reply into the metrics, its violations into the log."""
         counted = guard.tally
+        # What passed behind a prompt that did not has left the gate, and no more than that.
+        held = self.request == "parallel" and not _passed(ex[self._verdict])
+        released = 0 if held else counted.released
         tally.came += counted.came
-        tally.released = counted.released
-        tally.blocked = min(counted.blocked, counted.came - counted.released)
-        tally.withheld = counted.came - counted.released - tally.blocked
+        tally.released = released
+        tally.blocked = min(counted.blocked, counted.came - released)
+        tally.withheld = counted.came - released - tally.blocked
         if self._scanning:
             tally.checked += counted.came
         tally.longest_hold_s = counted.longest_hold_s
-        tally.first_text_s = counted.first_hold_s
+        tally.first_text_s = None if held else counted.first_hold_s
         # Of what nobody judged, some may have been dropped all the same.
-        tally.unverified = {reason: min(chars, counted.released) for reason, chars in counted.unverified().items()}
+        tally.unverified = {reason: min(chars, released) for reason, chars in counted.unverified().items()}
         if self.response == "shadow":
-            tally.unverified = {"shadow": counted.released}
+            tally.unverified = {"shadow": released}
         for found in counted.violations:
-            tally.violations[found.moderator, found.label] = tally.violations.get((found.moderator, found.label), 0) + 1
-            self._log.info(
-                "violation",
-                request_id=ex.id,
-                direction="response",
-                choice=found.choice,
-                place=found.surface,
-                position=found.position,
-                label=found.label,
-                score=found.score,
-                moderator=found.moderator,
-                reference=found.reference or None,
-                action=found.action,
-            )
+            tell(found, ex.id, "response", self._log, tally)
         self._metrics.moderated(tally)
+
+
+async def _too_late() -> Said:
+    return Unjudged("rate_limited", OTHER)
+
+
+def _passed(verdict: asyncio.Task[RelayError | None]) -> bool:
+    """Whether a request may go on. It may not yet while there is no verdict."""
+    return verdict.done() and not verdict.cancelled() and verdict.exception() is None and verdict.result() is None
 
 
 def _named(moderators: Sequence[Moderator]) -> tuple[tuple[str, Moderator], ...]:

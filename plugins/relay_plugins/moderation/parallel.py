@@ -18,9 +18,7 @@ class Hold:
 
     __slots__ = ("_bytes", "_closed", "_ex", "_held", "_held_bytes", "_open", "_outcome", "_sink")
 
-    def __init__(
-        self, ex: Exchange, sink: Sink, verdict: asyncio.Task[RelayError | None], *, held_bytes: int
-    ) -> None:
+    def __init__(self, ex: Exchange, sink: Sink, verdict: asyncio.Task[RelayError | None], *, held_bytes: int) -> None:
         self._ex = ex
         self._sink = sink
         self._held: list[Chunk] = []

@@ -8,8 +8,10 @@ asked for again (`relay.verdicts`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Final, Literal
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+from multidict import CIMultiDictProxy
 
 from relay.errors import ModerationError, Reject, RelayError
 from relay.exchange import CALLER, Exchange, Outcome
@@ -17,19 +19,72 @@ from relay.judge import Judge, Unjudged
 from relay.log import Logger
 from relay.metrics import Metrics, ModerationTally
 from relay.moderator import Context, ScanningModerator
-from relay.pure.fold import fold
-from relay.pure.ruling import Action
-from relay.pure.transcript import MAX_SHOWN_CHARS, Transcript
-from relay.pure.window import Hit
+from relay.pure.fold import fold, longest_nothing, trailing_nothing
+from relay.pure.tally import Violation
+from relay.pure.transcript import MAX_SHOWN_CHARS, Passage, Transcript
+from relay.pure.window import MAX_NOTHING, Hit
+from relay_plugins.moderation.violations import tell
 
 # Longer texts are read in slices, and many texts in batches, so that other streams get their turn in between.
 SLICE_CHARS: Final = 65_536
 SLICE_TEXTS: Final = 512
 # How many pieces of one request are asked about at a time. A long conversation is no reason to keep others waiting.
 AT_A_TIME: Final = 8
+_CREDENTIALS: Final = ("authorization", "cookie", "proxy-authorization", "x-api-key", "api-key")
 
-Piece = tuple[str, int, str]
-"""Where it stands, at which canonical character, and what a moderator is shown."""
+
+class Piece(NamedTuple):
+    """A part of a text: where that stands, at which canonical character, what a moderator is shown, how much is new."""
+
+    place: str
+    start: int
+    shown: str
+    originals: int
+
+
+class Scanned(NamedTuple):
+    """What is left to be asked about a request, and the counts so far."""
+
+    pieces: list[Piece]
+    tally: ModerationTally
+
+
+class _Pieces:
+    """The pieces of one text, that comes in slices. overlap: how many canonical characters two of them share."""
+
+    def __init__(self, place: str, overlap: int) -> None:
+        self._place = place
+        self._overlap = overlap
+        self._transcript = Transcript()
+        self._told = 0  # originals that stand in pieces
+
+    def of(self, written: str, copy: str) -> Iterator[Piece]:
+        """The whole pieces of what there is with this slice."""
+        self._transcript.append(written, copy)
+        while self._transcript.end - self._transcript.start > MAX_SHOWN_CHARS:
+            yield self._next()
+
+    def rest(self) -> Iterator[Piece]:
+        """What is left, when all slices have come."""
+        if not self._transcript.end and (passage := self._transcript.passage(0, 0)).written:
+            yield self._piece(passage)  # models may read what the fold leaves nothing of
+        while self._transcript.end > self._transcript.start:
+            yield self._next()
+
+    def _next(self) -> Piece:
+        transcript = self._transcript
+        passage = transcript.passage(transcript.start, transcript.start + MAX_SHOWN_CHARS)
+        if passage.shown is passage.copy:  # it hides something, and there has to be room for both
+            passage = transcript.passage(transcript.start, transcript.start + MAX_SHOWN_CHARS // 2 - 1)
+        end = passage.start + len(passage.copy)
+        # A short piece must not be all overlap: the next one has to come further.
+        overlap = min(self._overlap, len(passage.copy) // 2) if end < transcript.end else 0
+        transcript.forget(end - overlap)
+        return self._piece(passage)
+
+    def _piece(self, passage: Passage) -> Piece:
+        told, self._told = self._told, passage.before + len(passage.written)
+        return Piece(self._place, passage.start, passage.shown, self._told - told)
 
 
 class Requests:
@@ -57,18 +112,33 @@ class Requests:
 
     async def check(self, ex: Exchange) -> None:
         """Raises Reject if a text may not go on, ModerationError if nobody can say."""
-        tally = ModerationTally()
-        try:
-            pieces = await self._scan(ex, tally)
-            if self._judge is not None and pieces:
-                await self._ask_all(ex, self._judge, pieces, tally)
-        finally:
-            self._metrics.moderated(tally)
+        await self.ask(ex, await self.scan(ex))
 
-    async def refusal(self, ex: Exchange) -> RelayError | None:
-        """What `check` raises, if it does, while an upstream is at work: that is stopped, even if it has not answered."""
+    async def scan(self, ex: Exchange) -> Scanned:
+        """Show all texts to the moderators that read along. Raises Reject."""
+        scanned = Scanned([], ModerationTally())
         try:
-            await self.check(ex)
+            for number, (place, text) in enumerate(ex.request.texts(), 1):
+                if number % SLICE_TEXTS == 0:
+                    await asyncio.sleep(0)
+                await self._scan(ex, place, text, scanned)
+        except RelayError:
+            self._metrics.moderated(scanned.tally)
+            raise
+        return scanned
+
+    async def ask(self, ex: Exchange, scanned: Scanned) -> None:
+        """Ask the others about the rest. Raises Reject and ModerationError."""
+        try:
+            if self._judge is not None and scanned.pieces:
+                await self._ask_all(ex, self._judge, *scanned)
+        finally:
+            self._metrics.moderated(scanned.tally)
+
+    async def refusal(self, ex: Exchange, scanned: Scanned) -> RelayError | None:
+        """What `ask` raises, if it does, while an upstream is at work: that is stopped, even if it has not answered."""
+        try:
+            await self.ask(ex, scanned)
         except ModerationError:
             error: RelayError = unavailable(acted=True)
         except RelayError as refused:
@@ -78,113 +148,69 @@ class Requests:
         ex.stop(Outcome("refused", error))
         return error
 
-    async def _scan(self, ex: Exchange, tally: ModerationTally) -> list[Piece]:
-        """Show all texts to the moderators that read along. The pieces that the others have to be asked about."""
-        pieces: list[Piece] = []
-        for number, (place, text) in enumerate(ex.request.texts(), 1):
-            if number % SLICE_TEXTS == 0:
-                await asyncio.sleep(0)
-            scanners = [moderator.scanner() for moderator in self._scanning]
-            transcript = Transcript()
-            async for written in _slices(text):
-                copy = fold(written)
-                for scanner in scanners:
-                    self._scanned(ex, place, scanner.feed(copy), tally)
-                if self._scanning:
-                    tally.checked += len(copy)
-                if self._judge is not None:
-                    transcript.append(written, copy)
-                    pieces += ((place, start, shown) for start, shown in self._cut(transcript, last=False))
+    async def _scan(self, ex: Exchange, place: str, text: str, scanned: Scanned) -> None:
+        tally = scanned.tally
+        nothing = 0  # originals at the end that fold to nothing
+        scanners = [moderator.scanner() for moderator in self._scanning]
+        pieces = _Pieces(place, self._overlap)
+        async for written in _slices(text):
+            if longest_nothing(written, nothing) > MAX_NOTHING:
+                self._tell(ex, Violation(None, place, 0, "evasion", "guard", "block"), tally)
+                raise refused_prompt()
+            row = trailing_nothing(written)
+            nothing = row + nothing if row == len(written) else row
+            copy = fold(written)
             for scanner in scanners:
-                self._scanned(ex, place, scanner.finish(), tally)
-            pieces += ((place, start, shown) for start, shown in self._cut(transcript, last=True))
-        return pieces
+                self._scanned(ex, place, scanner.feed(copy), tally)
+            if self._scanning:
+                tally.checked += len(copy)
+            if self._judge is not None:
+                scanned.pieces.extend(pieces.of(written, copy))
+        for scanner in scanners:
+            self._scanned(ex, place, scanner.finish(), tally)
+        if self._judge is not None:
+            scanned.pieces.extend(pieces.rest())
 
     def _scanned(self, ex: Exchange, place: str, hits: Iterable[Hit], tally: ModerationTally) -> None:
         for hit in hits:
-            self._found(ex, place, hit.start, hit.label, hit.moderator, hit.action, tally)
+            self._tell(ex, Violation(None, place, hit.start, hit.label, hit.moderator, hit.action), tally)
             if hit.action in ("mask", "block"):  # a mask would change what the client has said
                 raise refused_prompt()
-
-    def _cut(self, transcript: Transcript, *, last: bool) -> Iterator[tuple[int, str]]:
-        """The whole pieces of what there is of a text; at its `last` also what is left."""
-        while transcript.end - transcript.start > (0 if last else MAX_SHOWN_CHARS):
-            passage = transcript.passage(transcript.start, transcript.start + MAX_SHOWN_CHARS)
-            if passage.shown is passage.copy:  # it hides something, and there has to be room for both
-                passage = transcript.passage(transcript.start, transcript.start + MAX_SHOWN_CHARS // 2 - 1)
-            yield passage.start, passage.shown
-            end = passage.start + len(passage.copy)
-            # A short piece must not be all overlap: the next one has to come further.
-            overlap = min(self._overlap, len(passage.copy) // 2) if end < transcript.end else 0
-            transcript.forget(end - overlap)
 
     async def _ask_all(self, ex: Exchange, judge: Judge, pieces: Sequence[Piece], tally: ModerationTally) -> None:
         waiting = iter(pieces)
 
         async def ask() -> None:
-            for place, start, shown in waiting:
-                await self._ask(ex, judge, place, start, shown, tally)
+            for piece in waiting:
+                await self._ask(ex, judge, piece, tally)
 
-        if len(pieces) == 1:
+        at_a_time = 1 if judge.in_order else min(AT_A_TIME, len(pieces))
+        if at_a_time == 1:
             await ask()
             return
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(AT_A_TIME, len(pieces))):
+                for _ in range(at_a_time):
                     group.create_task(ask())
         except* RelayError as errors:
             raise next(_leaves(errors)) from None
 
-    async def _ask(
-        self, ex: Exchange, judge: Judge, place: str, start: int, shown: str, tally: ModerationTally
-    ) -> None:
-        ruling = await judge.check_text(shown, context_of(ex, "request", place), tally)
-        if isinstance(ruling, Unjudged):
+    async def _ask(self, ex: Exchange, judge: Judge, piece: Piece, tally: ModerationTally) -> None:
+        said = await judge.check_text(piece.shown, context_of(ex, "request", piece.place), tally)
+        ruling = said.heard if isinstance(said, Unjudged) else said
+        if isinstance(said, Unjudged):
             if self._on_failure == "closed":
                 raise unavailable(acted=False)
-            self._log.warning(
-                "request goes on unchecked",
-                request_id=ex.id,
-                place=place,
-                characters=len(shown),
-                moderator=ruling.moderator,
-                reason=ruling.reason,
-            )
-            return
-        if ruling.action == "pass":
-            return
-        self._found(
-            ex, place, start, ruling.label, ruling.moderator, ruling.action, tally, ruling.score, ruling.reference
-        )
-        if ruling.action != "review":
+            tally.unverified[said.reason] = tally.unverified.get(said.reason, 0) + piece.originals
+        label, action, moderator = ruling.label, ruling.action, ruling.moderator
+        if action != "pass":
+            found = (None, piece.place, piece.start, label, moderator, action, ruling.score, ruling.reference)
+            self._tell(ex, Violation(*found), tally)
+        if action in ("mask", "block"):
             raise refused_prompt()
 
-    def _found(
-        self,
-        ex: Exchange,
-        place: str,
-        position: int,
-        label: str,
-        moderator: str,
-        action: Action,
-        tally: ModerationTally,
-        score: int = 0,
-        reference: str = "",
-    ) -> None:
-        violation = (moderator, label)
-        tally.violations[violation] = tally.violations.get(violation, 0) + 1
-        self._log.info(
-            "violation",
-            request_id=ex.id,
-            direction="request",
-            place=place,
-            position=position,
-            label=label,
-            score=score,
-            moderator=moderator,
-            reference=reference or None,
-            action=action,
-        )
+    def _tell(self, ex: Exchange, violation: Violation, tally: ModerationTally) -> None:
+        tell(violation, ex.id, "request", self._log, tally)
 
 
 def context_of(ex: Exchange, direction: Literal["request", "response"], surface: str = "") -> Context:
@@ -195,8 +221,16 @@ def context_of(ex: Exchange, direction: Literal["request", "response"], surface:
         surface,
         caller=ex.get(CALLER, ""),
         user=user if isinstance(user, str) else "",
-        headers=ex.headers,
+        headers=_harmless(ex.headers),
     )
+
+
+def _harmless(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
+    """The headers of a request without what lets somebody else ask in its name."""
+    shown = headers.copy()
+    for name in _CREDENTIALS:
+        shown.popall(name, None)
+    return shown
 
 
 def refused_prompt() -> Reject:

@@ -80,6 +80,8 @@ def refused_by_status(status: int) -> NoVerdict:
     """What an HTTP status other than 200 means; the service itself always answers with 200."""
     if status >= 500 or status == 408:
         return Unavailable(f"HTTP {status} from something in front of the service")
+    if status == 413:
+        return TooLong("HTTP 413 from something in front of the service")
     if status == 429:
         return RateLimited("HTTP 429 from something in front of the service")
     return Unauthorized(f"HTTP {status}, which the service never says; check `endpoint` and what is in front of it")

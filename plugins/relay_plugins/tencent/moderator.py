@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta
 from tencentcloud.tms.v20201229 import models
@@ -51,6 +51,8 @@ class Tencent(Moderator):
     header that holds the client's IPv4 address, set by a proxy; of a list the last, which that proxy has written.
     biz_tag: comes back in the console. source_language: en only after asking the service's support.
     """
+
+    labels: ClassVar[frozenset[str]] = LABELS
 
     secret_id: Secret
     secret_key: Secret
@@ -97,10 +99,13 @@ class Tencent(Moderator):
     def in_order(self) -> bool:
         return self.session
 
+    @property
+    def cacheable(self) -> bool:
+        return not self.session and self.user == "none" and not self.ip_header
+
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:
         self._log = services.log
-        services.metrics.add_moderator(self.known_as, LABELS)
         if self._url.scheme == "http" and not _is_loopback(self._url.host or ""):
             services.log.warning("texts go to the moderator unencrypted", moderator=self.known_as, host=self._url.host)
         async with Service.connected(self._url, self.region, self.secret_id, self.secret_key, self.token) as service:
