@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from relay.pure.openai import Chunk, Frame, delta_frame, usage_frame
 
@@ -29,7 +29,7 @@ def estimated_usage(prompt: int, completion: int) -> Frame:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def withdrawal(shared: Frame, uncleared: Iterable[tuple[int | None, str, int]]) -> Chunk:
+def withdrawal(shared: Frame, uncleared: Mapping[tuple[int | None, str], int]) -> Chunk:
     """What a client has to take back: of a surface of a choice, everything from a character (code point) on."""
-    withdraw = [{"index": index, "surface": surface, "from": start} for index, surface, start in uncleared]
+    withdraw = [{"index": index, "surface": surface, "from": start} for (index, surface), start in uncleared.items()]
     return Chunk.event({**shared, "choices": [], "relay": {"withdraw": withdraw}})

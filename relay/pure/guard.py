@@ -534,11 +534,11 @@ class Guard:
 
     def _withdraw(self) -> None:
         """Tell the client what it was sent ahead of a verdict that did not let it pass, or never came."""
-        uncleared: list[tuple[int | None, str, int]] = []
+        uncleared: dict[tuple[int | None, str], int] = {}
         for choice in (self._loose, *self._choices.values()):
             for run in choice.trail:
                 if run.withdrawn_from is not None:
-                    uncleared.append((choice.index, run.surface, run.withdrawn_from))
+                    uncleared.setdefault((choice.index, run.surface), run.withdrawn_from)  # the earliest of its runs
                     self.tally.unread["ahead"] = self.tally.unread.get("ahead", 0) + run.ahead
             choice.trail = []
         if uncleared:

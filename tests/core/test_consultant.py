@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from relay.consultant import MAX_REFUSALS, Consultant, Unjudged
-from relay.moderator import PASS, Context, RateLimited, Unauthorized, Unavailable, Verdict
+from relay.moderator import PASS, Context, NoVerdict, RateLimited, Unauthorized, Unavailable, Verdict
 from relay.testing.moderator import NEVER, After, ScriptedModerator
 from relay.testing.reply import Lent
 
@@ -437,3 +437,10 @@ class TestTexts:
         await rig.consultant.close()
         assert 1 == rig.moderator.given_up
         assert (unjudged("error"), False) == await task
+
+
+async def test_a_text_that_is_none_for_it() -> None:
+    """A service that has an answer is up, also if that is that it cannot judge this text: others are judged as before."""
+    rig = Rig(*[NoVerdict("no text")] * 30, PASS)
+    assert [unjudged("error")] * 30 == await rig.asks(30)
+    assert PASS == await rig.ask()

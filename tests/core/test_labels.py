@@ -154,3 +154,11 @@ def test_nothing_is_weaker_than_any_of_its_parts(verdict: Verdict, policy: Label
     else:
         assert not ruling.masks
         assert ruling.action in parts or "mask" in parts
+
+
+def test_no_score_is_no_low_score() -> None:
+    """A moderator that gives none is taken at its word, whatever the thresholds of the label."""
+    policy = LabelPolicy({"Ad": Thresholds(block=60)})
+    assert policy.rule(Verdict("block", "Ad"), "a").action == "block"
+    assert policy.rule(Verdict("pass", findings=(Finding("review", "Ad"),)), "a").action == "review"
+    assert policy.rule(Verdict("block", "Ad", 0), "a").action == "pass"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from relay import verdicts as module
-from relay.moderator import PASS, Verdict
+from relay.moderator import PASS, Finding, Span, Verdict
 from relay.verdicts import Verdicts
 
 pytestmark = pytest.mark.jumping_clock
@@ -154,3 +154,19 @@ async def test_nothing_of_a_text_is_kept() -> None:
     verdicts = Verdicts(300)
     await verdicts.ask("a secret", Service())
     assert "secret" not in repr(vars(verdicts))
+
+
+async def test_no_text_is_kept() -> None:
+    """Of what was found that it was, and whether its place was told: not where, nor the words."""
+    verdicts = Verdicts(60)
+    found = [Finding("mask", "Ad", 70, (Span(at, at + 2, "ab"),)) for at in range(100)] + [Finding("review", "Porn", 3)]
+
+    async def call() -> Verdict:
+        return Verdict("mask", "Ad", 70, tuple(found), "id-1")
+
+    await verdicts.ask("text", call)
+    kept, known = await verdicts.ask("text", call)
+    assert known
+    expected = (Finding("mask", "Ad", 70, (Span(0, 0),)), Finding("review", "Porn", 3))
+    assert kept == Verdict("mask", "Ad", 70, expected, "id-1")
+    await verdicts.close()

@@ -93,6 +93,14 @@ class TestParallel:
         tms.change(outage="none")  # for the second call
         assert b"".join(data) == (await asking).data
 
+    async def test_a_prompt_that_the_lexicon_refuses(self, serve, moderated):
+        """It costs nothing to ask the lexicon: no upstream is asked."""
+        words = [{"use": "lexicon", "words": [PHRASE]}]
+        rig = await serve(says(CLEAN), chain=moderated(request="parallel", response="off", moderators=words))
+        reply = await rig.ask(messages=REFUSED)
+        assert (400, "content_filter") == (reply.status, reply.error["code"])
+        assert not rig.upstream.requests
+
     @pytest.mark.parametrize("stream", [True, False])
     async def test_a_prompt_is_refused_behind_an_answer(self, serve, parallel, stream):
         """The answer had begun: a clean 400 all the same, and the upstream is closed."""

@@ -1198,3 +1198,13 @@ def test_the_longest_wait_of_a_released_frame_is_known() -> None:
     [window] = guard.checks
     guard.judged(window, PASS, 3.5)
     assert 2.5 == guard.tally.longest_hold_s
+
+
+def test_nobody_is_shown_what_no_client_will_get() -> None:
+    """A window of an ended run that waits when its choice is ended is not worth a call any more."""
+    guard = remote(choices=2)
+    feed(guard, frames.delta({"reasoning": "aaaa"}), frames.text("bbbb"), frames.text("x", index=1), frames.finish())
+    reasoning, content = guard.checks
+    assert "bbbb" == guard.show(content, 0.0)
+    guard.judged(content, BLOCK, 0.0)
+    assert "" == guard.show(reasoning, 0.0)

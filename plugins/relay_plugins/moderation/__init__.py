@@ -106,6 +106,10 @@ class Moderation(Plugin):
         self._asked = _named([each for each in self.moderators if not isinstance(each, ScanningModerator)])
         if self.response == "trailing" and not self._asked:
             raise ValueError('response = "trailing" is for moderators that have to be asked; use "strict"')
+        if self.response == "trailing" and self.on_violation == "replace":
+            raise ValueError(
+                'in trailing mode a client takes back what it has, the notice too; use on_violation = "finish"'
+            )
         self._policy = Policy(
             cutting=Cutting(
                 holdback_chars=self.holdback_chars,
