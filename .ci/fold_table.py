@@ -44,7 +44,13 @@ DEFAULT_IGNORABLE: Final = (
     *(*range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x3164, *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0),
     *(*range(0xFFF0, 0xFFF9), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), *range(0xE0000, 0xE1000)),
 )
-_IGNORABLE: Final = frozenset(map(chr, DEFAULT_IGNORABLE))
+# Symbols by category, of which nothing is drawn: the blank braille pattern, the null notehead.
+BLANK: Final = (0x2800, 0x1D159)
+_IGNORABLE: Final = frozenset(map(chr, (*DEFAULT_IGNORABLE, *BLANK)))
+
+# Palochka and Latin iota are bars: UTS 39 takes their capitals for l, their small letters for i, and apple is spelt with a
+# small palochka. So they are 1, which may stand for either (and is what those who write with a palochka type for it).
+_BARS: Final = frozenset("\u04c0\u04cf\u0196\u0269")
 
 # Letters that Unicode names after ASCII's but does not decompose: ƈ ʌ, and what the generators of "fancy text" are fond
 # of, ʙ 🅑 🅱. What stands before and after the letter in the name says what was done to it.
@@ -73,10 +79,12 @@ def _step(char: str) -> str:
     category = unicodedata.category(char)
     if category in {"Mn", "Me", "Cf", "Cc"} or char in _IGNORABLE:
         return ""
-    if category == "Zs" or char == "\u2800":  # the blank braille pattern is a space in all but name
+    if category == "Zs":
         return " "
     if category in {"Zl", "Zp"}:
         return "\n"
+    if char in _BARS:
+        return "1"
     plain = unicodedata.normalize("NFKD", char).casefold()
     if re.fullmatch(r"\(\D+\)", plain):  # ⒜ ㈥ spell words; ⑴ stands before them
         plain = plain.strip("()")

@@ -1,5 +1,6 @@
-"""Phrases written apart: against a search by force, and class by class."""
+"""Phrases spelt otherwise, apart or with digits for letters: against a search by force, and class by class."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
@@ -23,9 +24,10 @@ def spans(hits: Sequence[Hit]) -> list[Span]:
     return sorted((hit.start, hit.end) for hit in hits)
 
 
-# By force: every piece of a text is laid beside every phrase, letter by letter. Words are of a, b, 1 and ب here.
+# By force: every piece of a text is laid beside every phrase, letter by letter. Words are of a, b, l, digits and ب here.
 
-_WORD, _BOUND, _HAN = "ab1ب", "ab1", "你好"
+_WORD, _BOUND, _HAN = "abl148ب", "abl148", "你好"
+_STANDS = {"1": "l", "4": "a", "8": "b"}
 _ENDS, _CLAUSE = ".。", ","
 
 
@@ -42,10 +44,31 @@ def letters_and_gaps(text: str) -> tuple[str, list[str]]:
     return letters, gaps[:-1]
 
 
-def written_apart(written: str, phrase: str) -> bool:
+def stand_for(letters: str, phrase: str) -> bool:
+    """Whether they are the phrase's letters, or digits for no more than half of those of each word."""
+    pairs = iter(letters)
+    for word in re.findall(f"[{_WORD}]+|[{_HAN}]", phrase):
+        stand = 0
+        for letter in word:
+            char = next(pairs)
+            if char != letter and _STANDS.get(char) != letter:
+                return False
+            stand += char != letter
+        if stand > len([letter for letter in word if not letter.isdigit()]) / 2:
+            return False
+    return True
+
+
+def spelt_otherwise(written: str, phrase: str) -> bool:
+    """Whether it is the phrase, apart or with digits, where @ is a separator, or the letter for which 4 stands too."""
+    readings = {written, written.replace("@", "4")}
+    return written != phrase and any(spelt(reading, phrase) for reading in readings)
+
+
+def spelt(written: str, phrase: str) -> bool:
     letters, gaps = letters_and_gaps(written)
     own, between = letters_and_gaps(phrase)
-    if letters != own or written == phrase or any(end in phrase for end in _ENDS + "\n"):
+    if len(letters) != len(own) or not stand_for(letters, phrase) or any(end in phrase for end in _ENDS + "\n"):
         return False
     if len(phrase) == 2 and all(char in _WORD for char in phrase):
         return False
@@ -62,16 +85,16 @@ def written_apart(written: str, phrase: str) -> bool:
             if len(word) == 2:
                 return False
     there = [gap for gap in gaps if gap]
-    return len(there) > 1 or _CLAUSE not in there[0]
+    return len(there) != 1 or _CLAUSE not in there[0]
 
 
-def all_apart(phrase: str, text: str) -> Iterator[Span]:
-    """Where a phrase stands apart, if its word has ended at the end of the text."""
+def all_otherwise(phrase: str, text: str) -> Iterator[Span]:
+    """Where a phrase is spelt otherwise, if its word has ended at the end of the text."""
     if not all(phrase[edge] in _WORD + _HAN for edge in (0, -1)):
         return
     for start, end in combinations(range(len(text) + 1), 2):
         edges = all(text[edge] in _WORD + _HAN for edge in (start, end - 1))
-        if edges and written_apart(text[start:end], phrase) and bounded(phrase, text, start, end, _WORD):
+        if edges and spelt_otherwise(text[start:end], phrase) and bounded(phrase, text, start, end, _WORD):
             yield start, end
 
 
@@ -95,16 +118,31 @@ def by_force(words: Iterable[str], text: str, *, whole_words: bool) -> list[Span
     return sorted(
         span
         for phrase in set(words)
-        for span in (*all_exact(phrase, text, whole_words=whole_words), *all_apart(phrase, text))
+        for span in (*all_exact(phrase, text, whole_words=whole_words), *all_otherwise(phrase, text))
     )
 
 
-ALPHABET = "aab1你好 -\n.,ب"
+ALPHABET = "aabl148@你好 -\n.,ب"
+DIGITS = str.maketrans("abl", "481")
 WORDS = st.lists(
     st.one_of(
         st.text(ALPHABET, min_size=1, max_size=5).map(str.strip).filter(bool),
         st.sampled_from(
-            ("a b", "ab 1a", "a1 你b", "你-好", "aa ba b1", "b1ab", "你好你", "ab-a", "a, b", "ab你", "ab 你")
+            (
+                "a b",
+                "ab 1a",
+                "a1 你b",
+                "你-好",
+                "aa ba b1",
+                "b1ab",
+                "你好你",
+                "ab-a",
+                "a, b",
+                "ab你",
+                "ab 你",
+                "all",
+                "lab-all",
+            )
         ),
     ),
     min_size=1,
@@ -114,14 +152,16 @@ WORDS = st.lists(
 
 @st.composite
 def texts(draw: st.DrawFn, words: Sequence[str]) -> str:
-    """A text in which some phrases stand, apart."""
+    """A text in which some phrases stand, apart and with digits for letters."""
     text = ""
     for _ in range(draw(st.integers(1, 3))):
         text += draw(st.text(ALPHABET, max_size=3))
         gap = draw(st.sampled_from(("", " ", " ", "-", ", ", ",", "\n", "--", "   ", ".")))
         often = draw(st.sampled_from((0, 1, 1, 2)))
+        changed = draw(st.sampled_from((0, 0, 1, 2)))
         for char in draw(st.sampled_from(words)):
-            text += char
+            digit = char.translate(DIGITS)
+            text += draw(st.sampled_from((digit, digit, "@"))) if draw(st.integers(1, 3)) <= changed else char
             if often and (often == 1 or draw(st.booleans())):
                 text += gap
     return text
@@ -138,8 +178,11 @@ def cases(draw: st.DrawFn) -> tuple[list[str], str, list[int]]:
 @given(cases(), st.booleans())
 @example((["b1ab"], "x b 1 a b", []), False)
 @example((["ab 1a"], "ab-1ab", []), False)
+@example((["all"], "4ll", []), True)
+@example((["lab"], "l@b l-4-b 14b 148 11b @l@b", []), False)
+@example((["a@b", "aab", "a4b"], "a@b a-4-b a-@-b", []), False)
 def test_a_look_is_a_search_by_force(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
-    """What stands in a text as it is or apart is found, each once for each phrase, and nothing else."""
+    """What stands in a text as it is or spelt otherwise is found, each once for each phrase, and nothing else."""
     words, text, _ = case
     assert by_force(words, text, whole_words=whole_words) == spans(
         phrases(words, whole_words=whole_words).hits(text, "", "")
@@ -151,6 +194,8 @@ def pieces(text: str, cuts: Iterable[int]) -> list[str]:
 
 
 @given(cases(), st.booleans())
+@example((["labba"], "l@bb4 14bb4", [*range(11)]), True)
+@example((["all"], "4ll", [1]), True)
 def test_a_text_that_comes_is_the_text_that_is_there(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
     """A scanner finds over a text, whole, cut or character by character, what one look at it finds."""
     words, text, cuts = case
@@ -161,6 +206,8 @@ def test_a_text_that_comes_is_the_text_that_is_there(case: tuple[list[str], str,
 
 
 @given(cases(), st.booleans())
+@example((["labba"], "l@bb4 14bb4", [*range(11)]), True)
+@example((["all"], "4ll", [1]), True)
 def test_nothing_of_a_hit_has_left(case: tuple[list[str], str, list[int]], whole_words: bool) -> None:
     """What was not held before a piece is in no hit that the piece brings; and it is told as soon as it is decided."""
     words, text, cuts = case
@@ -217,6 +264,25 @@ class Written(NamedTuple):
         Written("سلاح", "س ل ا ح", ["س ل ا ح"]),
         Written("마약", "엄마 약속 마약을", ["마약"]),
         Written("की", "क-ी", []),
+        Written("porn", "p0rn P0RN ｐ０ｒｎ p-0-r-n p 0 r n pörn p٠rn", ["p0rn", "P0RN", "p0rn", "p-0-r-n", "p 0 r n", "porn", "p0rn"]),
+        Written("porn", "xp0rn p0rns 1p0rn p0rn2 p0-rn prn p9rn", []),
+        Written("girls", "gir1s g1rls g1r1s g1r15 61rls", ["gir1s", "g1rls", "g1r1s"]),
+        Written("cocaine", "c0ca1n3 c0c41n3 c0c41ne c@c@ine", ["c0ca1n3", "c0c41ne"]),
+        Written("cocaine", "coc@1ne c-0-c-@-i-n-e coc@@ine", ["coc@1ne", "c-0-c-@-i-n-e"]),
+        Written("assets", "a55ets a$$ets as$ets 4ss3ts a$sets", ["a55ets", "a$$ets", "as$ets", "4ss3ts", "a$sets"]),
+        Written("battle", "8a77le 8attle b4ttl3 b47t13", ["8a77le", "8attle", "b4ttl3"]),
+        Written("sex", "$ex se$ s3x 53x $ s3x", ["s3x", "s3x"]),
+        Written("ass", "a55 @ss as$ $as$ a$s 455 4ss", ["a$s", "4ss"]),
+        Written("sos", "50s 5o5 s0s", ["s0s"]),
+        Written("fall", "fa11 fail fai1 fal1", ["fa11", "fal1"]),
+        Written("kill list", "k1ll 1ist, k1ll-1-1-s-t kill 1157", ["k1ll 1ist", "k1ll-1-1-s-t"]),
+        Written("bad apple", "b4d apple b4d-4pple b 4 d a p p 1 e", ["b4d apple", "b4d-4pple", "b 4 d a p p 1 e"]),
+        Written("卖ice毒", "卖1ce毒 卖i-c-3毒", ["卖1ce毒", "卖i-c-3毒"]),
+        Written("covid19", "c0vid19 covid-19 covidl9 covidi9 c-o-v-1-d-1-9", ["c0vid19", "c-o-v-1-d-1-9"]),
+        Written("b52", "852 b52 b-5-2", ["b52", "b-5-2"]),
+        Written("im", "1m", []),
+        Written("f@ck", "f@ck f4ck fack f@c-k f-@-c-k", ["f@ck", "f@c-k"]),
+        Written("fuck", "f@u@c@k f$u$c$k", ["f@u@c@k", "f$u$c$k"]),
     ],
     ids=lambda case: f"{case.phrase} in {case.text}",
 )  # fmt: skip
@@ -265,6 +331,20 @@ class Held(NamedTuple):
         Held("bad-apple", "a bad ap", "bad ap"),
         Held("bad你", "bad ", "bad "),
         Held("bad你", "bad x", ""),
+        Held("porn", "in p0", "p0"),
+        Held("porn", "in p-0-", "p-0-"),
+        Held("porn", "in xp0", ""),
+        Held("porn", "in p00", ""),
+        Held("list", "in 1", "1"),
+        Held("list", "in 1is", "1is"),
+        Held("list", "in 13", ""),
+        Held("fail", "in fal", ""),
+        Held("casino", "a c@", "c@"),
+        Held("casino", "a c@s1", "c@s1"),
+        Held("casino", "a c@s@", ""),
+        Held("ass", "cost $", ""),
+        Held("list", "第1", "1"),
+        Held("porn", "2024", ""),
     ],
     ids=lambda case: f"{case.phrase} in {case.text}",
 )

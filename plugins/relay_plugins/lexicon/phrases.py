@@ -1,14 +1,14 @@
 """A set of phrases, found in texts and at their ends.
 
 Everything here is canonical text (`relay.pure.fold`): phrases are folded once, texts by the caller. A text is read twice:
-as it is, and without the gaps in it (`relay_plugins.lexicon.spelling`), for those who write f u c k.
+as it is, and without the gaps in it (`relay_plugins.lexicon.spelling`), for those who write f u c k or p0rn.
 
 Whole phrases are found by an automaton. It shows nothing of its state, so how long a tail may begin a phrase is told by a
 set of the heads of all phrases kept beside it: a tail is held if it is one of them, in either reading.
 
 Latin phrases match whole words: "ass" is not in "class". Whether a word has ended is decided by the next character or by
 the end of the text, so such a phrase is held back whole until then. A Han character is no part of a Latin word. What is
-written apart is bounded like that whatever the list says.
+spelt otherwise is bounded like that whatever the list says.
 """
 
 from __future__ import annotations
@@ -144,31 +144,36 @@ class Phrases:
         for index, start, end in matches:
             if index < len(self._phrases):
                 yield _Match(index, start, end, apart=False)
-        second = together(text)
-        if second is not None:
+        seconds = together(text)
+        if not seconds:
+            for index, start, end in matches:
+                number = self._numbers[index]
+                phrase, written = self._phrases[number], text[start:end]
+                if written != phrase and spells(written, phrase):
+                    yield _Match(number, start, end, apart=True)
+        for second in seconds:
             place = second.place
-            matches = [(index, place(start), place(end - 1) + 1) for index, start, end in self._find(second.text)]
-        for index, start, end in matches:
-            number = self._numbers[index]
-            phrase, written = self._phrases[number], text[start:end]
-            if written != phrase and spells(written, phrase):
-                yield _Match(number, start, end, apart=True)
+            for index, first, last in self._find(second.text):
+                number, start, end = self._numbers[index], place(first), place(last - 1) + 1
+                phrase = self._phrases[number]
+                if text[start:end] != phrase and second.spells(start, end, phrase):
+                    yield _Match(number, start, end, apart=True)
 
     # How a text goes on
 
     def next_step(self, text: str) -> Step | None:
         """How `text` goes on if nothing is found in it, whatever stands before."""
-        second = together(text)
-        found = self._find(text) or (second is not None and second.text != text and self._find(second.text))
-        return None if found and self.hits(text, "", None) else self._split(text, second)
+        seconds = together(text)
+        found = self._find(text) or (seconds and any(self._find(each.text) for each in seconds if each.text != text))
+        return None if found and self.hits(text, "", None) else self._split(text, seconds)
 
     def split(self, text: str) -> Step:
         return self._split(text, together(text))
 
-    def _split(self, text: str, second: Together | None) -> Step:
+    def _split(self, text: str, seconds: Iterable[Together]) -> Step:
         length = len(text)
         start = self._head(text, text, int)
-        if second is not None:
+        for second in seconds:
             start = min(start, self._head(second.stem, text, second.place))
         return text[start:], length - start, start, text[start - 1 : start]
 

@@ -1,4 +1,4 @@
-"""How a phrase may be written apart, and the second text in which such a phrase is found.
+"""How a phrase may be spelt: apart, or with digits for letters; and the second text in which such a phrase is found.
 
 敏*感*词, f u c k, bad-apple: a *gap* is one or two separators (white space, punctuation, symbols; no sentence end, no empty
 line) between two letters or digits. A phrase is also found
@@ -8,18 +8,23 @@ line) between two letters or digits. A phrase is also found
   a phrase for itself: "b a d apple" is "bad apple";
 * with any gap where the phrase has separators itself.
 
-Letters of flags (🇸🇪🇽) are letters in this reading.
+Letters of flags (🇸🇪🇽) are letters in this reading. And in a word of Latin letters digits may stand for some of them, and
+@ and $ between letters: p0rn, p-0-r-n, c@sino. At least half of its letters are themselves: a55 is a telephone, 50s a time.
 
 But prose puts separators between words, which may happen to be a phrase together. So a line end is a gap only where the
 phrase has white space; one gap with a comma, colon, quote or bracket in it is not enough (敏，感，词 has two). A word of two
 letters ("I'm", "i/o"), and a phrase that begins or ends with a separator or has a sentence end inside, is only found as
-it is.
+it is. @ and $ stand for no first or last letter: $ex is a name, US$ money.
 
 `spells` says this and decides. But nobody can try 100,000 phrases at each place of a text. So a text is read a second
 time with its gaps dropped, and the `readings` of phrases are what is looked for there. One gap stays: the single space
 after a word of two letters or more and before another. It stands between most words of prose, and without it the second
 text of an English reply would be full of what begins some phrase. How a gap is read depends on nothing behind the letter
 after it, so the second text of a text that is still coming only grows.
+
+If there are digits in it, the second text is a *skeleton*, in which what may stand for each other is one: o is written for
+0, and 1 for i and l. Prose without digits is none, and is not burdened. A text with @ or $ is read a third time: what were
+gaps are letters then.
 
 All texts are canonical (`relay.pure.fold`).
 """
@@ -66,8 +71,16 @@ _BETWEEN_WORDS: Final = re.compile(rf"(?<={_WORD}{_WORD})[\W_]+(?={_WORD})")
 # Letters that stand for flags, two by two, or for themselves: 🇸 🇪 🇽.
 _FLAGS: Final = {0x1F1E6 + number: letter for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
 _FLAG: Final = re.compile("[\U0001f1e6-\U0001f1ff]")
-# Phrases that may be written apart.
+# What may stand for a letter. Not 6 and 9, which stand for b, g and q too rarely to make those one.
+_STANDS: Final = {"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b"}
+_DIGIT: Final = re.compile("[013-578]")
+# In a skeleton. (Replaced one by one: `str.translate` raises and swallows an error for each Chinese character.)
+_ONE: Final = (("0", "o"), ("i", "1"), ("l", "1"), ("3", "e"), ("4", "a"), ("5", "s"), ("7", "t"), ("8", "b"))
+# @ is read as 4, and $ as 5.
+_SIGNED: Final = re.compile(rf"{_LETTER}.*[@$].*{_LETTER}", re.DOTALL)
+# Phrases that may be spelt otherwise.
 _SPELT: Final = re.compile(rf"(?!{_WORD}{{2}}\Z){_LETTER}[^{_ENDS}\n]*{_LETTER}")
+_PARTS: Final = re.compile(rf"{_WORD}+|{_LETTER}")
 # Of a phrase of more words, all are looked for as they are, or all apart.
 MAX_WORDS: Final = 5
 
@@ -77,17 +90,30 @@ def spaced(char: str) -> bool:
     return _WORDS.fullmatch(char) is not None
 
 
+def skeleton(text: str) -> str:
+    """The text, with one character for those that may stand for each other. Its characters keep their places."""
+    for char, one in _ONE:
+        text = text.replace(char, one)
+    return text
+
+
 class Together:
     """A text without its gaps, and the way back.
 
-    text: what is left of it. stem: the same, but for its end: a gap there is nothing, or a space if a word of two letters
-    or more stands before it; and of a text that ends with what no phrase goes across, nothing is left.
+    written: the text as it was, but for letters in other signs. text: what is left of it without gaps; its skeleton, if
+    it has digits. stem: the same, but for its end: a gap there is nothing, or a space if a word of two letters or more
+    stands before it; and of a text that ends with what no phrase goes across, nothing is left.
     """
 
-    __slots__ = ("_dropped", "_ends", "stem", "text")
+    __slots__ = ("_dropped", "_ends", "_signs", "stem", "text", "written")
 
-    def __init__(self, written: str, gaps: Sequence[tuple[int, int]], opened: int) -> None:
-        """`opened`: where the gap at the end begins, or the end; 0 if no phrase goes across what is there."""
+    def __init__(self, written: str, gaps: Sequence[tuple[int, int]], opened: int, signs: str | None = None) -> None:
+        """`opened`: where the gap at the end begins, or the end; 0 if no phrase goes across what is there.
+
+        signs: the text as it was, where @ and $ in it are letters.
+        """
+        self.written = written
+        self._signs = signs
         self._ends: list[int] = []  # in `text`: where gaps were
         self._dropped = [0]  # how much is gone before each of them, and behind the last
         parts = []
@@ -99,7 +125,8 @@ class Together:
             self._dropped.append(dropped)
             last = end
         parts.append(written[last:])
-        self.text = "".join(parts)
+        text = "".join(parts)
+        self.text = skeleton(text) if _DIGIT.search(text) else text
         self.stem = self.text[: max(0, opened - dropped)]
         if opened < len(written) and _AFTER_WORD.match(written, opened):
             self.stem += " "
@@ -108,22 +135,39 @@ class Together:
         """Where the character at `index` of `text` stands in the text as it was written."""
         return index + self._dropped[bisect_right(self._ends, index)]
 
+    def spells(self, start: int, end: int, phrase: str) -> bool:
+        """Whether the phrase is spelt there in this text, and in no other reading of it."""
+        if self._signs is not None and _SIGNED.fullmatch(self._signs, start, end) is None:
+            return False
+        return spells(self.written[start:end], phrase)
 
-def together(written: str) -> Together | None:
-    """The text without its gaps; None if that is no other text."""
-    if written[1:].isalnum() or written.isalnum():  # most chunks: a separator at the beginning parts nothing
-        return None
+
+def together(written: str) -> Sequence[Together]:
+    """The text without its gaps, once or (with @ or $) twice; nothing if that is no other text."""
+    if written.isalpha() or (written[1:].isalpha() and written[0] not in _STANDS):
+        return ()  # most chunks: a separator at the beginning parts nothing
     flags = _FLAG.search(written) is not None
     if flags:
         written = written.translate(_FLAGS)
+    gaps, opened = _gaps(written)
+    signs = "@" in written or "$" in written
+    if not (gaps or flags or signs or _DIGIT.search(written)) and opened in (0, len(written)):
+        return ()
+    apart = Together(written, gaps, opened)
+    if not signs:
+        return (apart,)
+    letters = written.replace("@", "4").replace("$", "5")
+    return apart, Together(letters, *_gaps(letters), signs=written)
+
+
+def _gaps(written: str) -> tuple[list[tuple[int, int]], int]:
+    """The gaps of a text, and where that at its end begins (`Together`)."""
     gaps = [gap.span() for gap in _DROPPED.finditer(written)]
     opened = len(written)
     if not written[-1:].isalnum():
         gap = None if written[-1:] in _ENDS else _OPENED.search(written, max(0, opened - 3))
         opened = gap.start() if gap is not None else 0
-    if not gaps and not flags and opened in (0, len(written)):
-        return None
-    return Together(written, gaps, opened)
+    return gaps, opened
 
 
 def heads(reading: str, *, whole: bool) -> Iterator[str]:
@@ -140,23 +184,44 @@ def readings(phrase: str) -> set[str]:
         return set()
     parts = [re.sub(r"[\W_]+", "", part) for part in _BETWEEN_WORDS.split(phrase)]
     if len(parts) > MAX_WORDS:
-        return {"".join(parts), " ".join(parts)}
-    return {
-        parts[0] + "".join(gap + part for gap, part in zip(gaps, parts[1:], strict=True))
-        for gaps in product(("", " "), repeat=len(parts) - 1)
-    }
+        found = {"".join(parts), " ".join(parts)}
+    else:
+        found = {
+            parts[0] + "".join(gap + part for gap, part in zip(gaps, parts[1:], strict=True))
+            for gaps in product(("", " "), repeat=len(parts) - 1)
+        }
+    return found | {*map(skeleton, found)}
 
 
 def spells(written: str, phrase: str) -> bool:
-    """Whether `written`, from whose text without gaps a reading of `phrase` was taken, is the phrase written apart."""
+    """Whether `written`, from whose text without gaps a reading of `phrase` was taken, is the phrase spelt otherwise."""
     if _SPELT.fullmatch(phrase) is None:
         return False
+    found = _LETTERS.findall(written)
+    return _stand_for("".join(letter for letter, _ in found), phrase) and _are_gaps([gap for _, gap in found], phrase)
+
+
+def _stand_for(letters: str, phrase: str) -> bool:
+    """Whether the letters and digits of a text are those of the phrase, or stand for them."""
+    start = 0
+    for part in _PARTS.findall(phrase):
+        said = letters[start : start + len(part)]
+        start += len(part)
+        if said != part:
+            others = [(char, letter) for char, letter in zip(said, part, strict=True) if char != letter]
+            if not all(letter in _STANDS.get(char, "") for char, letter in others):
+                return False
+            if 2 * len(others) > sum(map(str.isalpha, part)):
+                return False
+    return True
+
+
+def _are_gaps(written: Sequence[str], phrase: str) -> bool:
+    """Whether the phrase may have these gaps behind its letters, those of the phrase itself or others."""
     gaps = []
     apart: bool | None = None  # of the word in which we are, as far as it is known
     letters = _LETTERS.findall(phrase)
-    for (letter, between), (following, _), (_, gap) in zip(
-        letters, letters[1:], _LETTERS.findall(written.translate(_FLAGS)), strict=False
-    ):
+    for (letter, between), (following, _), gap in zip(letters, letters[1:], written, strict=False):
         if "\n" in gap and not _SPACE.search(between):
             return False
         if between and not gap:
