@@ -339,6 +339,7 @@ async def accounts(paper: Paper, bench: Rig, heard: Heard, watch: Watch) -> None
         for (name, labels), value in metrics.items()
         if name == "relay_released_unverified_characters_total" and value
     }
+    unverified -= reasons.pop("request", 0)  # went to the upstream
     replies = [*heard.replies, *(probe.reply for probe in watch.probes)]
     got, unseen = sum(len(each["said"]) for each in replies), bench.unseen(replies)
     paper(f"  replies complete {heard.asked - heard.lost} of {heard.asked}, altered {heard.altered}")

@@ -89,9 +89,9 @@ UNJUDGED = ("timeout", "error", "breaker_open", "rate_limited", "unauthorized")
 """Why a moderator gave no verdict: every call took too long; failed; it was down and not asked; it was asked too often;
 it refuses to be asked at all."""
 
-UNVERIFIED = (*UNJUDGED, "ahead", "shadow", "unknown_field", "opaque", OTHER)
-"""Why text left without a verdict: there was none and `on_failure = "open"`; it was ahead of one that did not come in time;
-the mode; the two options."""
+UNVERIFIED = (*UNJUDGED, "request", "ahead", "shadow", "unknown_field", "opaque", OTHER)
+"""Why text left without a verdict: there was none and `on_failure = "open"` (`request`: in a request, to an upstream); it
+was ahead of one that did not come in time; the mode; the two options."""
 
 CHECKS = ("pass", "review", "mask", "block", *UNJUDGED, "cached", OTHER)
 """What became of one check: what the verdict means by the policy for labels; why there is none; or the verdict was known

@@ -201,7 +201,7 @@ class Requests:
         if isinstance(said, Unjudged):
             if self._on_failure == "closed":
                 raise unavailable(acted=False)
-            tally.unverified[said.reason] = tally.unverified.get(said.reason, 0) + piece.originals
+            tally.unverified["request"] = tally.unverified.get("request", 0) + piece.originals
         label, action, moderator = ruling.label, ruling.action, ruling.moderator
         if action != "pass":
             found = (None, piece.place, piece.start, label, moderator, action, ruling.score, ruling.reference)
