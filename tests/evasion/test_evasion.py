@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from random import Random
 
 import opencc
@@ -581,6 +582,37 @@ def _wide() -> dict[str, str]:
     """Characters that have a wide form, with it."""
     parts = [(char, unicodedata.decomposition(char).split()) for char in EVERY]
     return {chr(int(part[1], 16)): char for char, part in parts if len(part) == 2 and part[0] == "<wide>"}
+
+
+@evasion
+def blind_confusables_again(pieces: Pieces, random: Random) -> Pieces | None:
+    """One to three letters, never all, as any letter of any script that UTS 39 takes for it."""
+    letters = [n for n, piece in enumerate(pieces) if piece.isalpha()]
+    able = [n for n in letters if _letters_taken_for(pieces[n])]
+    most = min(3, len(able), len(letters) - 1)
+    if most < 1:
+        return None
+    chosen = set(random.sample(able, random.randint(1, most)))
+    return [random.choice(_letters_taken_for(piece)) if n in chosen else piece for n, piece in enumerate(pieces)]
+
+
+@cache
+def _letters_taken_for(letter: str) -> tuple[str, ...]:
+    return tuple(other for other in _taken_for(letter) if unicodedata.category(other).startswith("L"))
+
+
+@evasion
+def blind_format_characters(pieces: Pieces, random: Random) -> Pieces:
+    """One to four characters of Cf, Mn and Me between any two letters, which are in any case."""
+
+    def some() -> str:
+        # The category first, so that Mn does not crowd out the others.
+        categories = random.choices(("Cf", "Mn", "Me"), k=random.randint(1, 4))
+        return "".join(random.choice(of_category(category)) for category in categories)
+
+    shown = [random.choice((piece.lower(), piece.upper())) for piece in pieces]
+    between = [some() if one.isalpha() and other.isalpha() else "" for one, other in pairwise(pieces)]
+    return [letter + gap for letter, gap in zip(shown, [*between, ""], strict=True)]
 
 
 # The experiment
