@@ -76,15 +76,16 @@ class Body(Protocol):
 class _Relay:
     """What sits in the reader's timer slot: the consumer, until the end.
 
-    inside: the parser may stand inside an HTTP chunk.
+    inside: the parser may stand inside an HTTP chunk. feeding: it is handing over what it has read just now.
     """
 
-    __slots__ = ("consumer", "inside", "protocol")
+    __slots__ = ("consumer", "feeding", "inside", "protocol")
 
     def __init__(self, consumer: Consumer, protocol: PushProtocol | None) -> None:
         self.consumer: Consumer | None = consumer
         self.protocol = protocol
         self.inside = True
+        self.feeding = False
 
     def end(self, error: BaseException | None) -> None:
         if self.protocol is not None:
@@ -104,9 +105,11 @@ class PushReader(StreamReader):
     __slots__ = ()
 
     def feed_data(self, data: bytes, size: int = 0) -> bool:
-        consumer = self._timer.consumer  # type: ignore[attr-defined]
-        if consumer is not None:
-            consumer.on_data(data)
+        relay = cast(_Relay, self._timer)
+        if relay.consumer is not None:
+            relay.feeding = True
+            relay.consumer.on_data(data)
+            relay.feeding = False
         return False
 
     def begin_http_chunk_receiving(self) -> None:
@@ -239,8 +242,15 @@ class PushedBody(_DrainingBody):
 
     def pause(self) -> None:
         self._paused = True
-        if not self._reader.is_eof() and self._reader.exception() is None:
-            self._reader._protocol.pause_reading()
+        if self._reader.is_eof() or self._reader.exception() is not None:
+            return
+        relay, protocol = self._reader._timer, self._reader._protocol
+        if type(relay) is not _Relay or relay.feeding:
+            protocol.pause_reading()
+        elif protocol.transport is not None:
+            # Not the parser: it would remember that until it next has something to hand over, and stop behind that,
+            # when nobody is left to have it go on.
+            protocol.transport.pause_reading()
 
     def resume(self) -> None:
         self._paused = False

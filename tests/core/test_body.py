@@ -10,7 +10,7 @@ from aiohttp.helpers import TimerNoop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.body import PushProtocol, push
+from relay.body import PushedBody, PushProtocol, push
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -129,3 +129,52 @@ def test_a_consumer_that_has_enough_is_told_no_more() -> None:
         assert ([b"one", b"two"], ["ConnectionResetError"]) == (recorder.data, recorder.ends)
 
     asyncio.run(run())
+
+
+@given(st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=12), st.data())
+def test_a_pause_loses_nothing(pieces: list[bytes], data: st.DataObject) -> None:
+    """Paused while it is being told something, or between two reads as a slow client has it, a body goes on behind it."""
+    whole = b"".join(map(chunk, pieces)) + b"0\r\n\r\n"
+    # Between chunks for the most part: what is one whole chunk comes past the parser.
+    edges = [sum(len(chunk(piece)) for piece in pieces[:count]) for count in range(1, len(pieces) + 1)]
+    cuts = data.draw(st.sets(st.one_of(st.sampled_from(edges), st.integers(1, len(whole) - 1)), max_size=8))
+    reads = [whole[start:end] for start, end in pairwise([0, *sorted(cuts), len(whole)])]
+    between = data.draw(st.sets(st.integers(0, len(reads))))
+    inside = data.draw(st.sets(st.integers(0, len(pieces))))
+
+    class Pausing(Recorder):
+        paused = False
+
+        def on_data(self, told: bytes) -> None:
+            super().on_data(told)
+            if len(self.data) in inside:
+                self.paused = True
+                bodies[0].pause()
+
+    bodies: list[PushedBody] = []
+
+    async def run() -> Recorder:
+        protocol = PushProtocol(asyncio.get_running_loop())
+        transport = Mock(spec=asyncio.Transport)
+        transport.is_closing.return_value = False
+        protocol.connection_made(transport)
+        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        protocol.data_received(HEAD)
+        _, reader = await protocol.read()
+        body = PushedBody(Mock(content=reader))
+        bodies.append(body)
+        recorder = Pausing()
+        body.start(recorder)
+        for position, read in enumerate(reads):
+            if position in between:
+                body.pause()
+                body.resume()
+            protocol.data_received(read)
+            while recorder.paused:  # resumed once for each pause, and what that brings may pause it again
+                recorder.paused = False
+                body.resume()
+        return recorder
+
+    recorder = asyncio.run(run())
+    assert b"".join(recorder.data) == b"".join(pieces)
+    assert recorder.ends == ["eof"]
