@@ -1,7 +1,10 @@
 # The relay from its wheel and its locks, as a user without rights.
 #
 #   docker build -t moderelay .
-#   docker run -p 8080:8080 -p 127.0.0.1:8081:8081 -v ./relay.toml:/etc/relay/relay.toml:ro moderelay
+#   docker run -p 8080:8080 -p 127.0.0.1:8081:8081 -v ./relay.toml:/etc/relay/relay.toml:ro \
+#     -v relay-data:/var/lib/relay moderelay
+#
+# What the embedded store keeps lives in a volume: [store] url = "embedded:/var/lib/relay".
 #
 # In a container both listeners of relay.toml need host = "0.0.0.0". The second has no token on /metrics: do not publish it
 # further than your monitoring. Another package index: --build-arg PIP_INDEX_URL=… (and PIP_TRUSTED_HOST, PIP_CERT as pip
@@ -30,9 +33,11 @@ RUN /opt/build/bin/hatchling build --target wheel --directory /wheels \
 FROM ${BASE}
 # A number, so that Kubernetes can verify runAsNonRoot.
 RUN groupadd --gid 10001 relay \
- && useradd --uid 10001 --gid relay --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay
+ && useradd --uid 10001 --gid relay --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin relay \
+ && install --directory --owner 10001 --group 10001 --mode 700 /var/lib/relay
 COPY --from=build /opt/relay /opt/relay
 ENV PATH=/opt/relay/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+VOLUME /var/lib/relay
 USER 10001:10001
 WORKDIR /
 EXPOSE 8080 8081

@@ -1,5 +1,5 @@
-"""A model server to measure with: `python -m bench.model PORT`. Streams 200 chunks, 5 ms apart, with as little CPU as
-Python can, so that it does not compete with what is measured."""
+"""A model server to measure with: `python -m bench.model PORT`. Streams 200 chunks, 5 ms apart, or answers whole at once,
+with as little CPU as Python can, so that it does not compete with what is measured."""
 
 import asyncio
 import sys
@@ -16,6 +16,13 @@ _FRAME = (
     b'"model":"bench","system_fingerprint":"fp_%d","choices":[{"delta":%b,"index":0,"finish_reason":%b}]}\n\n'
 )
 
+_WHOLE = (
+    b'{"id":"chatcmpl-7MCqtZcvn8rKPLlY55821IkGgfkXT","object":"chat.completion","created":1685526975,"model":"bench",'
+    b'"choices":[{"index":0,"message":{"role":"assistant","content":"2"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":12,"completion_tokens":1,"total_tokens":13}}'
+)
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(_WHOLE), _WHOLE)
+
 
 def _chunk(delta: bytes, finish: bytes = b"null") -> bytes:
     # The fingerprint says when it was sent, so that the client can tell how long it took.
@@ -24,7 +31,7 @@ def _chunk(delta: bytes, finish: bytes = b"null") -> bytes:
 
 
 class Model(asyncio.Protocol):
-    """Answers every request with the same stream."""
+    """Answers every request with the same stream, or the same body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -38,6 +45,9 @@ class Model(asyncio.Protocol):
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         if len(body) >= length:
             self._buffer = body[length:]
+            if b'"stream":true' not in body:
+                self._transport.write(_ANSWER)
+                return
             self._transport.write(_HEAD + _chunk(b'{"role":"assistant"}'))
             self._next(0, asyncio.get_running_loop().time())
 

@@ -18,15 +18,27 @@ def free_port() -> int:
 
 def cpu_s(pid: int) -> float:
     """What the process and its children have used so far."""
-    used = 0.0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(stat.parent.name) == pid or int(fields[1]) == pid:
-            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return used
+    return own_cpu_s(pid) + sum(map(own_cpu_s, children(pid)))
+
+
+def own_cpu_s(pid: int) -> float:
+    """What the process alone has used so far; 0 if there is none."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it has started and that are running."""
+    every = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [each for each in every if (fields := _stat(each)) and int(fields[1]) == pid]
+
+
+def _stat(pid: int) -> list[str]:
+    """See proc(5), from the third field on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 @contextmanager

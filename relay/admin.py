@@ -3,7 +3,7 @@
     /metrics    for Prometheus                                                          no token
     /healthz    200 as long as the process answers: restart me if not                   no token
     /readyz     200, or 503 with the reasons: send me no new requests                   no token
-    /admin/…    with the bearer token of `[admin] token`; without one configured, closed
+    /admin/…    with the bearer token of `[admin] token`; without one configured, closed (`relay.admin_api`)
 
 Answers for aiohttp's low-level `web.Server`; it keeps no state but the token's digest. Whether the relay is ready is
 somebody else's knowledge: `ready` is asked at each request.
@@ -18,7 +18,11 @@ from typing import NamedTuple
 import orjson
 from aiohttp import hdrs, web
 
-from relay.metrics import Metrics
+from relay.admin_api import AdminApi
+from relay.admin_openapi import PATH as OPENAPI
+from relay.admin_openapi import rendered
+from relay.errors import RelayError
+from relay.metrics import Exposition
 from relay.pure.openai import error_body
 from relay.secret import Secret
 
@@ -41,24 +45,33 @@ class Readiness(NamedTuple):
 
 
 class Admin:
-    """The handler of the second listener: `web.Server(Admin(metrics, ready, token).handle)`."""
+    """The handler of the second listener: `web.Server(Admin(metrics, ready, token, api).handle)`.
 
-    def __init__(self, metrics: Metrics, ready: Callable[[], Readiness], token: Secret | None) -> None:
+    Without `api`, as when the store is not open yet, /admin/ says that the relay is starting, until `serve` is called.
+    """
+
+    def __init__(
+        self, metrics: Exposition, ready: Callable[[], Readiness], token: Secret | None, api: AdminApi | None = None
+    ) -> None:
         self._metrics = metrics
         self._ready = ready
+        self._api = api
+        self._openapi = rendered()
         self._token_digest = None if token is None else _digest(token.reveal())
+
+    def serve(self, api: AdminApi) -> None:
+        """Answer what is asked under /admin/ from now on."""
+        self._api = api
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Every error has the shape of an OpenAI error body."""
         path = request.path
         if path == "/admin" or path.startswith("/admin/"):
-            return self._refusal(request) or _not_found()
+            return self._refusal(request) or await self._administer(request)
         if path not in ("/metrics", "/healthz", "/readyz"):
             return _not_found()
-        if request.method not in _READ_METHODS:
-            allowed = ", ".join(_READ_METHODS)
-            message = f"{path} answers {allowed} only."
-            return _error(405, message, code="method_not_allowed", headers={hdrs.ALLOW: allowed})
+        if refusal := _read_only(request):
+            return refusal
         if path == "/metrics":
             return await self._exposition(request)
         if path == "/readyz":
@@ -75,6 +88,20 @@ class Admin:
         state = self._ready()
         body = orjson.dumps({"ready": state.ready, "reasons": state.reasons})
         return _json(200 if state.ready else 503, body)
+
+    async def _administer(self, request: web.BaseRequest) -> web.Response:
+        if request.path == OPENAPI:
+            return _read_only(request) or _json(200, self._openapi)
+        if self._api is None:
+            message = "The relay is starting; try again in a moment."
+            return _error(503, message, code="starting", headers={hdrs.RETRY_AFTER: "1"})
+        try:
+            status, body, headers = await self._api.handle(request)
+        except RelayError as error:
+            return _json(error.status, error.body, error.headers)
+        if status == 204:
+            return web.Response(status=status, headers=_HEADERS)
+        return _json(status, body, headers)
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Why this request may not enter /admin/; None if it may."""
@@ -95,6 +122,15 @@ def _digest(token: str) -> bytes:
     """Of one length whatever the token's, so that comparing two does not tell it."""
     # A header may hold bytes that are no UTF-8; aiohttp decodes them to surrogates.
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def _read_only(request: web.BaseRequest) -> web.Response | None:
+    """The refusal of a method that would not only read."""
+    if request.method in _READ_METHODS:
+        return None
+    allowed = ", ".join(_READ_METHODS)
+    message = f"{request.path} answers {allowed} only."
+    return _error(405, message, code="method_not_allowed", headers={hdrs.ALLOW: allowed})
 
 
 def _not_found() -> web.Response:

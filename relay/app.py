@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from relay.errors import (
 )
 from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
 from relay.http import SERVER, new_id, read_body
+from relay.keys import API_KEY
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, RequestRecord
 from relay.plugin import Sink
@@ -68,7 +69,6 @@ class Open:
     delivery: StreamDelivery | WholeDelivery | Replay | None = None
     writer: Writer | None = None
     status: int = 0
-    asked: bool = False  # an upstream may have the request
     drained: bool = False
     silence: SilenceWatch | None = None
 
@@ -110,8 +110,7 @@ class App:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        models = [{"id": model, "object": "model", "created": 0, "owned_by": "relay"} for model in upstreams.models]
-        self._models = orjson.dumps({"object": "list", "data": models})
+        self._models = upstreams.models
 
     # One request
 
@@ -132,8 +131,8 @@ class App:
                 ex.outcome, reply.status = Outcome("completed"), 204
                 return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{route.method}, OPTIONS"})
             self._check(request, route)
-            if operation == "models":
-                response = await self._list_models(reply)
+            if operation != "chat":
+                response = await self._look_up(reply)
             else:
                 body = await read_body(
                     request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
@@ -184,21 +183,26 @@ class App:
         self._upstreams.serving(request.model)  # raises if nobody does
         return request
 
-    async def _list_models(self, reply: Open) -> web.StreamResponse:
+    async def _look_up(self, reply: Open) -> web.StreamResponse:
+        """Answer what needs no upstream: a plugin does, or we list the models."""
         ex = reply.ex
         answered = await self._chain.enter(ex, reply.entered)
+        if answered is None and ex.operation == "quota":
+            raise Reject("No quota is kept here: there is nothing to ask about.", code="not_found", status=404)
         ex.outcome = Outcome("completed")
         ex.reply_headers.sent = True
         headers = {hdrs.CONTENT_TYPE: "application/json", **ex.reply_headers}
         if answered is not None:
             body = b"".join(chunk.raw for chunk in answered.chunks)
             return web.Response(body=body, status=answered.status, headers={**headers, **answered.headers})
-        return web.Response(body=self._models, headers=headers)
+        models = filter(ex[API_KEY].may_ask, self._models) if API_KEY in ex else self._models
+        return web.Response(body=_model_list(models), headers=headers)
 
     async def _ask(self, ex: Exchange) -> Answer:
         """Ask an upstream, unless a plugin stops the exchange meanwhile; then its error is raised."""
         if ex.stopped is not None:
             raise ex.stopped.error or InternalError()
+        ex.asked = True
         asking = _Asking()
         ex.attach(asking)
         try:
@@ -215,7 +219,6 @@ class App:
         answered = await self._chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
-            reply.asked = True
             reply.answer = await self._ask(ex)
         stall_timeout_s = self._server.stall_timeout_s
         writer: Writer = (
@@ -316,7 +319,7 @@ class App:
         """Tell who answered how it went."""
         if isinstance(outcome.error, UpstreamError):
             self._upstreams.failed(answer, outcome.error)
-        elif outcome.kind in ("completed", "filtered"):
+        elif outcome.kind in ("completed", "filtered", "exhausted"):
             self._upstreams.served(answer)
 
     def _record(self, reply: Open, outcome: Outcome) -> None:
@@ -416,6 +419,11 @@ class App:
         return self._draining
 
 
+def _model_list(names: Iterable[str]) -> bytes:
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "relay"} for name in names]
+    return orjson.dumps({"object": "list", "data": models})
+
+
 def on_plugin_error(log: Logger) -> Callable[[PluginError, BaseException], None]:
     """Names a plugin that raised what is not ours in the log."""
 
@@ -438,7 +446,7 @@ def _cut_off(reply: Open) -> Unavailable:
     return Unavailable(
         "The relay is shutting down, so the answer ends here. Ask again.",
         code="draining",
-        headers={hdrs.CONNECTION: "close", **(NO_RETRY if reply.asked else {})},
+        headers={hdrs.CONNECTION: "close", **(NO_RETRY if reply.ex.asked else {})},
     )
 
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from relay.chain import Chain, OnError
 from relay.config import Config
+from relay.ledger import Metered
 from relay.moderator import Moderator
 from relay.options import ConfigError, Context, build
 from relay.plugin import Plugin
 from relay.registry import Registry
+
+
+@runtime_checkable
+class Storeless(Protocol):
+    """A plugin that can do without a store by some of its options only."""
+
+    def storeless_problem(self) -> str | None:
+        """Why not by those that it has, in one sentence that says what to do."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +42,13 @@ def registries() -> Registries:
     )
 
 
-def assemble(config: Config, on_error: OnError | None = None) -> Chain:
+def assemble(config: Config, on_error: OnError | None = None, *, environ: Mapping[str, str] = os.environ) -> Chain:
     """The chain that a configuration describes. Raises ConfigError with every problem found."""
-    if config.server.workers > 1:
-        raise ConfigError(f"{config.path}: server.workers: more than one worker is not built yet; use workers = 1")
+    if config.server.workers > 1 and config.store.scheme == "memory":
+        raise ConfigError(
+            f"{config.path}: server.workers: several workers share what they count, and store.url is memory:, which is one "
+            "process's; write embedded: there, or the redis:// of a server, or use workers = 1"
+        )
     if str(config.folder) not in sys.path:
         # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration; last, so that it hides no other module.
         sys.path.append(str(config.folder))
@@ -42,9 +57,10 @@ def assemble(config: Config, on_error: OnError | None = None) -> Chain:
     def find_moderator(use: str) -> type[Moderator]:
         return _whole(use, known.moderators.find(use))
 
-    context = Context(folder=config.folder, environ=os.environ, kinds={Moderator: find_moderator})
+    context = Context(folder=config.folder, environ=environ, kinds={Moderator: find_moderator})
     built: list[tuple[str, Plugin]] = []
     problems: list[str] = []
+    units: set[str] = set()
     for position, table in enumerate(config.plugins):
         where = f"plugins[{position}]"
         use = str(table["use"])
@@ -58,6 +74,19 @@ def assemble(config: Config, on_error: OnError | None = None) -> Chain:
         except ConfigError as error:
             problems += error.problems
             continue
+        if plugin.needs_store and config.store.scheme == "memory":
+            problems.append(
+                f"{where}: {use!r} keeps what must outlive this process, and store.url is memory:; "
+                "write embedded: for a store on this machine, or the redis:// of one that several share"
+            )
+        if config.store.scheme == "memory" and isinstance(plugin, Storeless) and (why := plugin.storeless_problem()):
+            problems.append(f"{where} ({use}): {why}")
+        if isinstance(plugin, Metered):
+            if plugin.unit in units:
+                problems.append(
+                    f"{where}: {use!r} would charge for the same {plugin.unit} once more; remove one of them"
+                )
+            units.add(plugin.unit)
         built.append((_unique(use, [name for name, _ in built]), plugin))
     if not problems:
         try:

@@ -244,8 +244,8 @@ class PushedBody(_DrainingBody):
         self._paused = True
         if self._reader.is_eof() or self._reader.exception() is not None:
             return
-        relay, protocol = self._reader._timer, self._reader._protocol
-        if type(relay) is not _Relay or relay.feeding:
+        relay, protocol = cast(object, self._reader._timer), self._reader._protocol
+        if not isinstance(relay, _Relay) or relay.feeding:
             protocol.pause_reading()
         elif protocol.transport is not None:
             # Not the parser: it would remember that until it next has something to hand over, and stop behind that,

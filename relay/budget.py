@@ -4,6 +4,8 @@ While there are free slots nobody waits, and no task, timer or future is made. W
 by stream, and the streams take turns: one that wants a hundred slots delays another that wants one by one. Before all
 of them go those who have had their turn and could not use it (`again`): a call that failed and is asked once more.
 
+Where processes share a moderator's account, the pace is that of `relay.account`, which leases slots in blocks.
+
 One timer for all who wait. A slot is for the turn of the loop in which it was given; who cannot use it gives it back.
 """
 
@@ -14,6 +16,7 @@ import math
 from collections import deque
 from typing import Final
 
+from relay.account import Account
 from relay.pure.pace import Pace
 
 # uvloop rounds timers to milliseconds, to either side: one that goes off early would be set again and again.
@@ -25,14 +28,19 @@ _Queue = deque[asyncio.Future[bool]]
 class Budget:
     """Slots for one moderator. `calls_per_second` may be infinite; that costs nothing.
 
+    account: where slots come from; this process's own pace without one.
     waiting: how many wait. ceiling: `calls_per_second`.
     """
 
-    def __init__(self, calls_per_second: float) -> None:
+    def __init__(self, calls_per_second: float, account: Account | None = None) -> None:
         self.ceiling = calls_per_second
         self.waiting = 0
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace(calls_per_second, self._loop.time()) if math.isfinite(calls_per_second) else None
+        self._pace: Pace | Account | None = account
+        if account is not None:
+            account.serve(self._wake, lambda: self.waiting)
+        elif math.isfinite(calls_per_second):
+            self._pace = Pace(calls_per_second, self._loop.time())
         self._again: _Queue = deque()
         self._queues: dict[str, _Queue] = {}
         self._turns: deque[str] = deque()  # the streams that wait, the next one first

@@ -215,7 +215,7 @@ class _Layer:
 
     def _end_below(self, outcome: Outcome, error: PluginError) -> None:
         """Pass the end on for a sink that failed. What had gone wrong before it did is still what went wrong."""
-        well = outcome.kind in ("completed", "filtered") and outcome.error is None
+        well = outcome.kind in ("completed", "filtered", "exhausted") and outcome.error is None
         self._below.end(Outcome("internal_error", error) if well else outcome)
 
 

@@ -7,27 +7,27 @@ import sys
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from relay import log
 from relay.assembly import assemble
 from relay.chain import Chain, hooks
-from relay.config import Config, load
+from relay.commands.audit import audit
+from relay.commands.keys import keys
+from relay.commands.options import config_option
+from relay.commands.quota import quota
+from relay.config import Config, load, parse, text_of
 from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
 from relay.starter import PROFILES, starter
+from relay.worker import work
+from relay.workers import supervise
 
-config_option = click.option(
-    "--config",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("relay.toml"),
-    show_default=True,
-    help="The configuration.",
-)
+T = TypeVar("T")
+
 log_option = click.option("--log-level", type=click.Choice(log.LEVELS), default="info", show_default=True)
 
 
@@ -43,7 +43,24 @@ def main() -> None:
 @click.option("--reader", type=click.Choice(["push", "await"]), default="push", hidden=True)
 def serve_command(path: Path, log_level: str, reader: Reader) -> None:
     """Serve what the configuration describes."""
-    _run(lambda: serve(load(path), log.configure(level=log_level), reader=reader))
+
+    async def serving() -> None:
+        text = text_of(path)
+        config = parse(text, path)
+        logger = log.configure(level=log_level)
+        if config.server.workers == 1:
+            await serve(config, logger, reader=reader)
+        else:
+            await supervise(text, config, logger, log_level=log_level, reader=reader)
+
+    _run(serving)
+
+
+@main.command("worker", hidden=True)
+@click.argument("line", type=int)
+def worker_command(line: int) -> None:
+    """Serve as a supervisor says, over the socket that is inherited as this descriptor."""
+    sys.exit(_run(lambda: work(line)))
 
 
 @main.command("check")
@@ -74,7 +91,12 @@ def demo_command(port: int, admin_port: int, log_level: str) -> None:
     _run(lambda: run_demo(port, admin_port, log.configure(sys.stderr.buffer, log_level)))
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+main.add_command(keys)
+main.add_command(quota)
+main.add_command(audit)
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run on uvloop where there is one. A configuration that cannot be served ends with status 2."""
     try:
         import uvloop  # noqa: PLC0415 - there is none for every platform
@@ -84,14 +106,23 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         factory = None
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(work())
+            return runner.run(work())
     except ConfigError as error:
         _refuse(error)
 
 
-def _refuse(error: ConfigError) -> None:
+def _refuse(error: ConfigError) -> NoReturn:
     click.echo(str(error), err=True)
     sys.exit(2)
+
+
+def _store(config: Config) -> str:
+    """Where it is, without who may enter."""
+    if config.store.address is not None:
+        return config.store.address.place
+    if config.store.scheme == "embedded":
+        return f"in {config.store.data(config.folder)}"
+    return "(limits of each process alone; no keys but those of the configuration, and no balances)"
 
 
 def _effective(config: Config, chain: Chain) -> str:
@@ -99,9 +130,11 @@ def _effective(config: Config, chain: Chain) -> str:
     lines = [
         f"{config.path} is sound.",
         f"public  http://{config.server.host}:{config.server.port}",
+        f"workers {config.server.workers}"
+        + (" behind one socket, and a supervisor" if config.server.workers > 1 else ", the process itself"),
         f"admin   http://{config.admin.host}:{config.admin.port}"
         + ("" if config.admin.token else "  (no token: /admin is closed)"),
-        f"store   {config.store.scheme}:" + ("" if config.store.scheme == "memory" else "  (served in memory by now)"),
+        f"store   {config.store.scheme}:  {_store(config)}",
         "",
         "chain, in the order in which requests meet it:",
     ]

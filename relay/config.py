@@ -19,8 +19,10 @@ from msgspec import Meta, field
 
 from relay.options import ConfigError, Context, Table, nearest, read
 from relay.secret import Secret
+from relay.store.address import SCHEMES, Address
+from relay.store.address import parse as parse_address
 
-__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse"]
+__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse", "text_of"]
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Host: TypeAlias = Annotated[str, Meta(min_length=1)]
@@ -37,15 +39,8 @@ ANY_MODEL = "*"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+\Z")
 _WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 — compared, not bound
-# What may follow each scheme of store.url.
-_STORE_URLS = {
-    "embedded": re.compile(r".*\Z"),
-    "memory": re.compile(r"\Z"),
-    "redis": re.compile(r"//[^/?#\s]+"),
-    "rediss": re.compile(r"//[^/?#\s]+"),
-    "redis+sentinel": re.compile(r"//[^/?#\s]+"),
-    "redis+cluster": re.compile(r"//[^/?#\s]+"),
-}
+# Of store.url.
+_STORE_SCHEMES = ("embedded", "memory", *SCHEMES)
 
 
 class Server(Table, frozen=True, kw_only=True):
@@ -82,24 +77,43 @@ class Admin(Table, frozen=True, kw_only=True):
 
 
 class Store(Table, frozen=True, kw_only=True):
-    """Where shared state lives. The URL is a secret, since it may carry a password."""
+    """Where shared state lives. The URL is a secret, since it may carry a password.
+
+    prefix: what the names of all keys begin with, so that two relays may use one Redis for different things.
+    timeout_ms: how long a request may wait for one answer of the store, finding it included.
+    """
 
     url: Secret = field(default_factory=lambda: Secret("embedded:"))
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "relay"
+    timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 50
 
     def __post_init__(self) -> None:
         scheme, colon, rest = self.url.reveal().partition(":")
-        if not colon or not (rule := _STORE_URLS.get(scheme)):
-            near = nearest(scheme, _STORE_URLS) if colon else None
+        if not colon or scheme not in _STORE_SCHEMES:
+            near = nearest(scheme, _STORE_SCHEMES) if colon else None
             forms = "embedded:, embedded:DIR, redis://, rediss://, redis+sentinel://, redis+cluster:// or memory:"
             raise ValueError(f"url: unknown scheme; {f'did you mean {near}:? ' if near else ''}give one of {forms}")
-        if not rule.match(rest):
-            remedy = "nothing follows it" if scheme == "memory" else "give it a host, as in //host:6379/0"
-            raise ValueError(f"url: {scheme}: is not followed by what it needs; {remedy}")
+        if scheme == "memory" and rest:
+            raise ValueError("url: memory: is not followed by what it needs; nothing follows it")
+        try:
+            _ = self.address
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from None
 
     @property
     def scheme(self) -> str:
         """What comes before the first colon."""
         return self.url.reveal().partition(":")[0]
+
+    @property
+    def address(self) -> Address | None:
+        """Where a server is that others run; None for `embedded:` and `memory:`."""
+        return parse_address(self.url.reveal()) if self.scheme in SCHEMES else None
+
+    def data(self, folder: Path) -> Path:
+        """Where the relay keeps files of its own: the DIR of `embedded:DIR`, else relay-data; `folder` is relay.toml's."""
+        rest = self.url.reveal().partition(":")[2] if self.scheme == "embedded" else ""
+        return folder / (rest or "relay-data")
 
 
 class Upstream(Table, frozen=True, kw_only=True):
@@ -176,15 +190,19 @@ class Config(Document, frozen=True, kw_only=True):
 
 def load(path: Path) -> Config:
     """The configuration of a file. Raises ConfigError."""
+    return parse(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """What stands in a file. Raises ConfigError."""
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); `relay init > {path}` writes a first one"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    return parse(text, path)
 
 
 def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Config:

@@ -22,6 +22,7 @@ from typing import Final, Literal, NamedTuple
 
 from aiohttp import ClientConnectionError, ClientPayloadError
 
+from relay.account import Account
 from relay.budget import Budget
 from relay.errors import being_cancelled
 from relay.log import Logger
@@ -29,7 +30,8 @@ from relay.metrics import Metrics, Standing
 from relay.moderator import PASS, Context, Moderator, NoVerdict, RateLimited, Unauthorized, Unavailable, Verdict
 from relay.pure.breaker import Breaker
 from relay.pure.ruling import NOTHING_FOUND, Ruling
-from relay.verdicts import Verdicts
+from relay.store.port import Store
+from relay.verdicts import SharedVerdicts, Verdicts
 
 Reason = Literal["timeout", "error", "breaker_open", "rate_limited", "unauthorized"]
 """Why there is no verdict."""
@@ -81,6 +83,9 @@ class Consultant:
     cache_s: how long verdicts on pieces of requests are kept, if the moderator lets them be; 0: not at all, and no call is
     shared either. `close` ends the calls that are.
     in_order: whether the windows of a reply have to be shown one after the other.
+    store: where processes share the moderator's calls, and the verdicts if `share_verdicts`; None: there is one process.
+    replicas: how many processes there are. A moderator whose calls cost nothing (`calls_per_second` infinite) shares
+    neither.
     """
 
     def __init__(
@@ -90,17 +95,27 @@ class Consultant:
         *,
         deadline_s: float,
         cache_s: float = 0.0,
+        store: Store | None = None,
+        replicas: Callable[[], int] = lambda: 1,
+        share_verdicts: bool = True,
         log: Logger,
         metrics: Metrics,
     ) -> None:
         self.name = name
         self.in_order = moderator.in_order
-        self.budget = Budget(moderator.calls_per_second)
+        self._account: Account | None = None
+        shared = None
+        calls = moderator.calls_per_second
+        if store is not None and math.isfinite(calls):
+            self._account = Account(store, moderator.account, calls, replicas)
+            if share_verdicts and cache_s > 0 and moderator.cacheable:
+                shared = SharedVerdicts(store, moderator, cache_s)
+        self.budget = Budget(calls, self._account)
         self._loop = asyncio.get_running_loop()
         self._check = moderator.check
         self._deadline_s = deadline_s
         self._breaker = Breaker()
-        self._verdicts = Verdicts(cache_s) if cache_s > 0 and moderator.cacheable else None
+        self._verdicts = Verdicts(cache_s, shared) if cache_s > 0 and moderator.cacheable else None
         self._counts = metrics.calls(name, self._standing)
         self._complaints = _Complaints(log.bind(moderator=name))
 
@@ -108,6 +123,11 @@ class Consultant:
     def available(self) -> bool:
         """Whether it would be asked now; if not, there is no use in waiting."""
         return self._breaker.allows(self._loop.time())
+
+    @property
+    def degraded(self) -> bool:
+        """Whether its calls are counted in this process alone, as the store is away."""
+        return self._account is not None and self._account.degraded
 
     async def ask(self, show: Callable[[], str], context: Context, *, slot: bool = False) -> Answer:
         """A verdict on a window of a reply, for which a slot is awaited as long as it takes.
@@ -135,6 +155,8 @@ class Consultant:
     async def close(self) -> None:
         if self._verdicts is not None:
             await self._verdicts.close()
+        if self._account is not None:
+            await self._account.close()
 
     async def _ask(self, show: Callable[[], str], context: Context, slot: bool, until: float | None) -> Answer:
         refusals = 0

@@ -10,7 +10,9 @@ from aiohttp import hdrs, web
 
 EXPOSED: Final = (
     "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-    "x-ratelimit-reset-requests, x-relay-trimmed-messages"
+    "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    "x-ratelimit-limit-characters, x-ratelimit-remaining-characters, x-ratelimit-reset-characters, "
+    "x-relay-trimmed-messages, x-relay-degraded"
 )
 """What a page may read of a reply's head."""
 

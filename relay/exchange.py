@@ -26,9 +26,11 @@ T = TypeVar("T")
 # Spawned work that has not ended by then, although it was cancelled, is left behind.
 CLOSE_TIMEOUT_S = 5.0
 
-Operation = Literal["chat", "models"]
+Operation = Literal["chat", "models", "quota"]
 
-OutcomeKind = Literal["completed", "filtered", "refused", "upstream_error", "client_gone", "drained", "internal_error"]
+OutcomeKind = Literal[
+    "completed", "filtered", "exhausted", "refused", "upstream_error", "client_gone", "drained", "internal_error"
+]
 
 
 class Key(Generic[T]):
@@ -102,6 +104,7 @@ class Exchange:
 
     id: the request id, in the reply's `x-request-id` and in every log line.
     started: the loop's clock, in seconds.
+    asked: whether an upstream may have the request.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
     """
@@ -118,6 +121,7 @@ class Exchange:
         self.headers = headers
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
+        self.asked = False
         self.needs_usage = False
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()

@@ -99,7 +99,7 @@ class Gate:
         self._outcome = outcome
         if outcome.kind == "client_gone":
             self._abandon()
-        elif outcome.kind == "drained":  # there is no time to wait for verdicts
+        elif outcome.kind in ("drained", "exhausted"):  # there is no time, or nobody, to wait for verdicts
             self._guard.give_up()
             self._release()
             self._finish(outcome)

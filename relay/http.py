@@ -48,12 +48,15 @@ _CLOSE: Mapping[str, str] = {hdrs.CONNECTION: "close"}
 class Listener(web.Server):
     """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves.
 
-    on_refusal: told of every answer that no handler gave.
+    on_refusal: told of every answer that no handler gave. count: of open connections; on_count is told of each change.
     """
 
     def __init__(self, handler: Handler, *, on_refusal: OnRefusal | None = None, **options: Any) -> None:
         self._handler = handler
         self._on_refusal = on_refusal
+        self._leaving = False
+        self.count = 0
+        self.on_count: Callable[[int], None] | None = None
         super().__init__(
             self._handle,
             handler_cancellation=True,
@@ -61,8 +64,30 @@ class Listener(web.Server):
             auto_decompress=False,
             max_headers=MAX_HEADERS,
             lingering_time=LINGER_S,
+            request_factory=self._request,
             **options,
         )
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self._counted(1)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._counted(-1)
+
+    def _counted(self, change: int) -> None:
+        self.count += change
+        if self.on_count is not None:
+            self.on_count(self.count)
+
+    def leave(self) -> None:
+        """Have every further request answered with `Connection: close`, so that its client comes by another one."""
+        self._leaving = True
+
+    def _request(self, message: Any, *rest: Any) -> web.BaseRequest:
+        # aiohttp goes by what the client has asked for.
+        return self._make_request(message._replace(should_close=True) if self._leaving else message, *rest)
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)

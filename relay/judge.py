@@ -63,6 +63,11 @@ class Judge:
         tally.checked += 0 if all(known for _, _, known in heard) else len(text)
         return self._together(heard, tally)
 
+    @property
+    def degraded(self) -> bool:
+        """Whether calls to one of the moderators are counted in this process alone, as the store is away."""
+        return any(consultant.degraded for consultant in self._consultants)
+
     async def close(self) -> None:
         """End what is asked for requests and waited for by nobody here."""
         for consultant in self._consultants:

@@ -149,6 +149,14 @@ class Moderator(Options, ABC):
         return math.inf
 
     @property
+    def account(self) -> str:
+        """On whose account it is asked: moderators with the same one share `calls_per_second`, over all processes.
+
+        It is hashed before it leaves the process.
+        """
+        return f"{self.known_as} {self.calls_per_second:g}"
+
+    @property
     def in_order(self) -> bool:
         """Whether it remembers what it was shown: then the pieces of a text are shown one after the other."""
         return False

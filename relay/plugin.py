@@ -47,6 +47,8 @@ from relay.pure.request import JsonObject
 if TYPE_CHECKING:
     from relay.log import Logger
     from relay.metrics import Metrics
+    from relay.store.port import Store
+    from relay.store.pulse import Pulse
 
 HOOKS: Final = ("lifespan", "translate", "on_request", "on_stream", "on_end")
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
@@ -78,12 +80,16 @@ class Reply:
 class Services:
     """What the relay lends to a plugin for its lifetime.
 
-    folder: where relative paths of the configuration start.
+    folder: where relative paths of the configuration start. data: where the relay keeps files of its own; made by who needs
+    it first. store: None where the configuration says `memory:`; pulse: the store's, and None as it is.
     """
 
     log: Logger
     metrics: Metrics
     folder: Path
+    data: Path
+    store: Store | None = None
+    pulse: Pulse | None = None
 
 
 class Plugin(Options):
@@ -92,12 +98,14 @@ class Plugin(Options):
     needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets in `on_request`.
     serves: the operations it takes part in.
     routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
+    needs_store: it cannot do without one that survives the process and that all processes share; `memory:` is refused.
     """
 
     needs: ClassVar[tuple[Key[Any], ...]] = ()
     gives: ClassVar[tuple[Key[Any], ...]] = ()
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat"})
     routes: ClassVar[tuple[str, ...]] = ()
+    needs_store: ClassVar[bool] = False
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:

@@ -22,4 +22,5 @@ CHAT: Final = Route("POST", "chat")
 ROUTES: Final[Mapping[str, Route]] = {
     "/v1/chat/completions": CHAT,
     "/v1/models": Route("GET", "models"),
+    "/v1/quota": Route("GET", "quota"),
 }

@@ -3,21 +3,31 @@
 Everything that can be wrong with the configuration stops the start before a socket is opened. On SIGTERM or SIGINT
 readiness turns red at once and new requests are refused; open replies finish within `drain_s` and are then ended with an
 error in the stream; a second signal ends them at once. The public listener goes last.
+
+A process alone cannot be reloaded: SIGHUP says so in the log and changes nothing. With `workers` of 2 or more it can
+(`relay.supervisor`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from aiohttp import web
 
+from relay.acceptor import Board, SharedSite
 from relay.admin import Admin, Readiness
+from relay.admin_api import AdminApi
+from relay.administration import Administration
 from relay.app import App, on_plugin_error
 from relay.assembly import assemble
 from relay.body import AwaitedBody, PushedBody, c_parser_loaded, self_test
@@ -26,7 +36,11 @@ from relay.http import Listener
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.options import ConfigError
-from relay.plugin import Services
+from relay.plugin import Plugin, Services
+from relay.store.opening import opened
+from relay.store.port import Store
+from relay.store.pulse import beating
+from relay.store.redis import RedisStore
 from relay.upstream import Upstreams
 
 Reader = Literal["push", "await"]
@@ -34,20 +48,72 @@ Reader = Literal["push", "await"]
 BACKLOG = 4096
 
 
-class Relay:
-    """A relay that serves. Ports are the ones in use, also where the configuration says 0."""
+# How long a client that keeps its connection has to ask again, when a worker leaves, before it is closed: who asks within
+# it is answered, and told to come by a new one.
+LINGER_S = 5.0
 
-    def __init__(self, app: App, public_port: int, admin_port: int) -> None:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What a worker gets from its supervisor and does not open itself; the admin listener and the embedded store are there.
+
+    worker: its number. board: where it says how many connections it has. sockets: they listen. data: where the relay keeps
+    files of its own.
+    """
+
+    worker: int
+    board: Board
+    sockets: Sequence[socket.socket]
+    data: Path
+
+
+class Relay:
+    """A relay that serves. Ports are the ones in use, also where the configuration says 0; a worker has no admin port."""
+
+    def __init__(
+        self,
+        app: App,
+        plugins: Sequence[Plugin],
+        store: Store | None,
+        metrics: Metrics,
+        readiness: Callable[[], Readiness],
+        public: tuple[Listener, web.ServerRunner, int],
+        admin_port: int,
+    ) -> None:
         self.app = app
-        self.public_port = public_port
+        self.plugins = plugins
+        self.store = store
+        self.metrics = metrics
+        self.readiness = readiness
+        self.public_port = public[2]
         self.admin_port = admin_port
+        self._listener, self._runner = public[:2]
+
+    async def close_listener(self) -> None:
+        """Take no new connections: there are others who do. Requests on the open ones are answered, each with the last word."""
+        for site in self._runner.sites:
+            await site.stop()
+        self._listener.leave()
+
+    async def retire(self, grace_s: float) -> None:
+        """After `close_listener`: serve the open connections to their end, or to that of the grace."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_s
+        linger = min(end, loop.time() + LINGER_S)
+        while self._listener.connections and loop.time() < linger:  # noqa: ASYNC110 - aiohttp tells nobody that one is gone
+            await asyncio.sleep(0.05)
+        self._listener.pre_shutdown()  # closes those on which nothing is asked, and the others after their reply
+        await self.app.drain(max(0.0, end - loop.time()))
 
 
 @asynccontextmanager
-async def running(config: Config, log: Logger, *, reader: Reader = "push") -> AsyncIterator[Relay]:
+async def running(
+    config: Config, log: Logger, *, reader: Reader = "push", share: Share | None = None
+) -> AsyncIterator[Relay]:
     """Serve while the block runs. Raises ConfigError, or OSError if a port is taken.
 
     reader: how upstream bodies are read; "await" is the plain way, which is also taken where aiohttp cannot be pushed.
+    share: given to a worker.
     """
     chain = assemble(config, on_plugin_error(log))
     if not c_parser_loaded():
@@ -65,43 +131,89 @@ async def running(config: Config, log: Logger, *, reader: Reader = "push") -> As
         (upstream.name for upstream in config.upstreams),
     )
     upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics, log)
-    services = Services(log=log, metrics=metrics, folder=config.folder)
+    data = share.data if share is not None else config.store.data(config.folder)
     app = App(config, chain, upstreams, metrics, log)
     started = False
+    store: RedisStore | None = None
 
     def readiness() -> Readiness:
-        reasons = (() if started else ("starting",)) + (("draining",) if app.draining else ())
-        return Readiness(not reasons, reasons)
+        # A store that goes away later is no reason: it would be one for all relays at once, and each has its policies.
+        away = store is not None and not store.reached
+        reasons = {"starting": not started, "store away": away, "draining": app.draining}
+        said = tuple(reason for reason, holds in reasons.items() if holds)
+        return Readiness(not said, said)
 
-    admin = Admin(metrics, readiness, config.admin.token)
     async with AsyncExitStack() as stack:
-        admin_port = await _listen(
-            stack, Listener(admin.handle), config.admin.host, config.admin.port, what="admin listener"
+        admin_port = 0
+        if share is None:
+            admin_sockets = await listening(stack, config.admin.host, config.admin.port, what="admin listener")
+            admin = Admin(metrics, readiness, config.admin.token)
+            _, admin_port = await accept(stack, Listener(admin.handle), admin_sockets)
+        store = await stack.enter_async_context(
+            opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics, own=share is None)
         )
+        pulse = None if store is None else await stack.enter_async_context(beating(store, log))
+        services = Services(log=log, metrics=metrics, folder=config.folder, data=data, store=store, pulse=pulse)
+        plugins = [link.plugin for link in chain.links]
+        if share is None:
+            admin.serve(AdminApi(None if store is None else Administration.of(store, plugins), log))
         await stack.enter_async_context(upstreams)
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
         public = Listener(app.handle, on_refusal=app.refused, keepalive_timeout=config.server.idle_timeout_s)
-        public_port = await _listen(stack, public, config.server.host, config.server.port, what="public listener")
+        sockets = (
+            share.sockets
+            if share is not None
+            else await listening(stack, config.server.host, config.server.port, what="public listener")
+        )
+        runner, public_port = await accept(stack, public, sockets, share)
         watch = asyncio.get_running_loop().create_task(app.watch())
         stack.callback(watch.cancel)
         started = True
-        yield Relay(app, public_port, admin_port)
+        yield Relay(app, plugins, store, metrics, readiness, (public, runner, public_port), admin_port)
 
 
-async def _listen(stack: AsyncExitStack, server: Listener, host: str, port: int, *, what: str) -> int:
-    """Open a listener for as long as `stack` is; returns its port."""
-    runner = web.ServerRunner(server, shutdown_timeout=0.1)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+async def listening(stack: AsyncExitStack, host: str, port: int, *, what: str) -> list[socket.socket]:
+    """Sockets that listen on every address of a host, for as long as `stack` is. Raises ConfigError, naming `what`."""
+    sockets: list[socket.socket] = []
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            opened = socket.socket(family, kind, protocol)
+            sockets.append(opened)
+            stack.callback(opened.close)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            opened.setblocking(False)
+            opened.bind(address)
+            opened.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"the {what} cannot open {host}:{port} ({error.strerror or error}); give it another host or port"
         ) from error
-    return int(runner.addresses[0][1])
+    return sockets
+
+
+async def accept(
+    stack: AsyncExitStack, server: Listener, sockets: Sequence[socket.socket], share: Share | None = None
+) -> tuple[web.ServerRunner, int]:
+    """Serve who comes by listening sockets, for as long as `stack` is; returns what can be told to stop, and the port."""
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    port = int(sockets[0].getsockname()[1])
+    for each in sockets:
+        site: web.BaseSite
+        if share is not None:
+            site = SharedSite(runner, server, each, share.board, share.worker)
+        else:
+            site = web.SockSite(runner, each, backlog=BACKLOG)
+        await site.start()
+    return runner, port
 
 
 async def serve(
@@ -117,9 +229,18 @@ async def serve(
             now.set()
         stop.set()
 
-    loop.set_exception_handler(_logged_by(log))
+    had_terminal = os.isatty(2)
+
+    def on_hangup() -> None:
+        if terminal_gone(had_terminal):
+            on_signal()
+        else:
+            log.warning("not reloaded", reason="one process cannot; set [server] workers to 2 or more, and restart")
+
+    loop.set_exception_handler(logged_by(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     async with running(config, log, reader=reader) as relay:
         log.info(
             "serving",
@@ -128,26 +249,44 @@ async def serve(
             admin_host=config.admin.host,
             admin_port=relay.admin_port,
         )
-        # What was built at the start lives as long as the process: the collector need not look at it again. Nor need it
-        # come for every 700 objects: held frames are that many at 100 streams, and none of them is a cycle.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
+        settle()
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
         await stop.wait()
         log.info("draining", grace_s=config.server.drain_s)
-        draining = loop.create_task(relay.app.drain(config.server.drain_s))
-        hurry = loop.create_task(now.wait())
-        await asyncio.wait((draining, hurry), return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        if not draining.done():
-            draining.cancel()
-            await relay.app.drain(0)
+        await hurried(relay.app.drain(config.server.drain_s), now, relay.app)
         log.info("stopped")
 
 
-def _logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+async def hurried(draining: Coroutine[Any, Any, object], now: asyncio.Event, app: App) -> None:
+    """Wait for the end of what drains; when `now` is set, at once."""
+    loop = asyncio.get_running_loop()
+    draining_task = loop.create_task(draining)
+    hurry = loop.create_task(now.wait())
+    await asyncio.wait((draining_task, hurry), return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if not draining_task.done():
+        draining_task.cancel()
+        await app.drain(0)
+
+
+def settle() -> None:
+    """Spare the collector what will not change any more.
+
+    What was built at the start lives as long as the process. Nor need the collector come for every 700 objects: held frames
+    are that many at 100 streams, and none of them is a cycle.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
+def terminal_gone(had_terminal: bool) -> bool:
+    """Whether a SIGHUP says that the terminal is gone with which the process began. (Else somebody asks for a reload.)"""
+    return had_terminal and not os.isatty(2)
+
+
+def logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
     """What nobody caught goes to our log: the loop's own handler writes messages, and those may quote a prompt."""
 
     def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ port = 8080
 host = "127.0.0.1"
 port = 8081
 
-[store]
-url = "memory:"
+[store]                      # keys, balances and limits: a Valkey server of the relay's own, in relay-data beside this file
+url = "embedded:"            # or redis://host:6379/0, which several relays may share
 
 [[upstreams]]
 name = "openai"
@@ -52,20 +52,24 @@ moderators = [
 """
 )
 
-# What both pages promise: limits, a content check, and histories that fit the model.
+# What both pages promise: limits, a balance, a content check, and histories that fit the model.
 _LIMITS: Final = """\
 [[plugins]]
 use = "rate_limit"           # for each key
 requests_per_minute = 600
 concurrent_streams = 50
 
-# Here quota will stand, which is not built yet: nothing is charged, and no balance ends.
+[[plugins]]
+use = "quota"                # `relay quota top-up NAME AMOUNT`
+unit = "characters"
+grant = 10000                # given to a key the first time it is used
 
 [[plugins]]
 use = "moderation"           # of requests and replies
 moderators = [
   {{ use = "lexicon", words = ["replace these", "换成您自己的词"] }},   # or files = ["words.txt"]
-  # Here tencent, Tencent Cloud's text moderation, will stand, which is not built yet.
+  # Tencent Cloud's text moderation, which both pages name:
+  # {{ use = "tencent", secret_id = {{ env = "TENCENT_ID" }}, secret_key = {{ env = "TENCENT_KEY" }}, calls_per_second = 800 }},
 ]
 """
 
@@ -74,7 +78,8 @@ _TALKBOT: Final = (
 # relay.toml, profile talkbot: POST /v1/chat/completions and GET /v1/models, with the models, defaults, ranges and error
 # bodies of that API's page. `relay check` says what it means, `relay serve` serves it.
 #
-# To set: the variable OPENAI_API_KEY, the key for the upstream.
+# To set: the variable OPENAI_API_KEY, the key for the upstream; with Tencent Cloud's moderation also the variable TENCENT_ID
+# and the variable TENCENT_KEY.
 # To look at: base_url, models, keys, help_url and words.
 
 """
@@ -112,7 +117,8 @@ _BINGCHENG: Final = (
 # relay.toml, profile bingcheng: POST /api/v2.Gptliu/search, with `messages` or with a history in `keyword`, as that API's
 # page says; the same key opens /v1/chat/completions. `relay check` says what it means, `relay serve` serves it.
 #
-# To set: the variable OPENAI_API_KEY, the key for the upstream.
+# To set: the variable OPENAI_API_KEY, the key for the upstream; with Tencent Cloud's moderation also the variable TENCENT_ID
+# and the variable TENCENT_KEY.
 # To look at: base_url, models, keys, help_url and words.
 
 """

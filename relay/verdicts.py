@@ -5,6 +5,9 @@ kept is the moderator's own verdict, by the SHA-256 of the text: the operator's 
 reads the memory of this process finds no text here. A text that is being judged now is not sent a second time: its call
 belongs to nobody, so whoever came first may leave without failing the others. It is cancelled when the last one leaves.
 
+With a store they are kept there too, for all processes (`SharedVerdicts`): who does not know a text asks it before the
+moderator, and waits no longer for it than its time-out. What goes wrong there is as if nothing were known.
+
 Only verdicts are kept, no failures. They expire, since word lists in a service's console change without us.
 """
 
@@ -17,9 +20,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import msgspec
 from cachetools import TTLCache
 
-from relay.moderator import Span, Verdict
+from relay.moderator import Moderator, Span, Verdict
+from relay.store.port import Script, Store, StoreError
 
 T = TypeVar("T")
 
@@ -27,6 +32,53 @@ T = TypeVar("T")
 MAX_VERDICTS: Final = 50_000
 
 _ANYWHERE: Final = (Span(0, 0),)
+
+
+GET: Final = Script("verdicts_get")
+KEEP: Final = Script("verdicts_keep")
+
+_decode: Final = msgspec.msgpack.Decoder(Verdict).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class SharedVerdicts:
+    """The verdicts of one moderator in the store, as all processes know them that ask it with the same options.
+
+    keep_s: for how long each is right, by the store's clock. A text is no more than part of a hash here.
+    """
+
+    def __init__(self, store: Store, moderator: Moderator, keep_s: float) -> None:
+        self._store = store
+        self._keep_ms = round(keep_s * 1000)
+        cls = type(moderator)
+        self._moderator = hashlib.sha256(f"{cls.__module__}.{moderator!r}".encode("utf-8", "surrogatepass")).digest()
+        self._sent: set[asyncio.Future[Any]] = set()
+
+    async def known(self, text: bytes) -> Verdict | None:
+        """What was said of the text with this hash. Raises nothing."""
+        try:
+            kept = await self._store.run(GET, (self._key(text),))
+            return _decode(kept) if kept is not None else None
+        except (StoreError, msgspec.DecodeError):
+            return None
+
+    def keep(self, text: bytes, verdict: Verdict) -> None:
+        """Nobody waits for it."""
+        sent = asyncio.ensure_future(self._store.run(KEEP, (self._key(text),), (_encode(verdict), self._keep_ms)))
+        self._sent.add(sent)
+        sent.add_done_callback(self._was_sent)
+
+    async def close(self) -> None:
+        if self._sent:
+            await asyncio.wait(self._sent)
+
+    def _was_sent(self, sent: asyncio.Future[Any]) -> None:
+        self._sent.discard(sent)
+        if not sent.cancelled():
+            sent.exception()  # has been seen
+
+    def _key(self, text: bytes) -> str:
+        return self._store.key("verdict:" + hashlib.sha256(self._moderator + text).hexdigest())
 
 
 class _Call:
@@ -40,9 +92,13 @@ class _Call:
 
 
 class Verdicts:
-    """The verdicts of one moderator. keep_s: for how long each is right, in seconds of the running loop."""
+    """The verdicts of one moderator. keep_s: for how long each is right, in seconds of the running loop.
 
-    def __init__(self, keep_s: float) -> None:
+    shared: those of all processes, if they share them; closed with this.
+    """
+
+    def __init__(self, keep_s: float, shared: SharedVerdicts | None = None) -> None:
+        self._shared = shared
         self._loop = asyncio.get_running_loop()
         self._known: TTLCache[bytes, Verdict] = TTLCache(MAX_VERDICTS, keep_s, self._loop.time)
         self._calls: dict[bytes, _Call] = {}
@@ -65,7 +121,8 @@ class Verdicts:
             shared.task.add_done_callback(partial(self._ended, key))
         shared.waiting += 1
         try:
-            return await asyncio.shield(shared.task), not first
+            said, known = await asyncio.shield(shared.task)
+            return said, known or not first
         finally:
             shared.waiting -= 1
             if not shared.waiting and not shared.task.done():
@@ -80,12 +137,22 @@ class Verdicts:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        if self._shared is not None:
+            await self._shared.close()
 
-    async def _run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, Verdict | T]]) -> Verdict | T:
+    async def _run(self, key: bytes, call: Callable[[], Coroutine[Any, Any, Verdict | T]]) -> tuple[Verdict | T, bool]:
+        """What is said of a text, and whether the store knew it."""
+        if self._shared is not None:
+            known = await self._shared.known(key)
+            if known is not None:
+                self._known[key] = known
+                return known, True
         said = await call()
         if isinstance(said, Verdict):
-            self._known[key] = _kept(said)
-        return said
+            self._known[key] = kept = _kept(said)
+            if self._shared is not None:
+                self._shared.keep(key, kept)
+        return said, False
 
     def _ended(self, key: bytes, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

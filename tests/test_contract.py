@@ -31,6 +31,7 @@ from relay.options import Context, build
 from relay.plugin import OPERATIONS, Plugin, Reply, Sink
 from relay.pure.openai import Chunk
 from relay.serve import running
+from relay.store import port
 from relay.testing import Hang, Script, ScriptedUpstream, frames, streamed
 from relay.testing.reply import CHAT, HandBody, Kept, Lent, exchange
 from relay.upstream import Answer
@@ -42,6 +43,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
     "history": {"max_tokens": 1},
     "moderation": {"moderators": [{"use": "lexicon", "words": ["forbidden"]}]},
     "parameters": {},
+    "quota": {"grant": 1000},
     "rate_limit": {"requests_per_minute": 60},
 }
 # What a request carries that every one of them lets through.
@@ -55,6 +57,28 @@ def configured(name: str) -> Plugin:
         pytest.fail(f"the plugin {name!r} is registered and has no configuration in {__file__}")
     context = Context(folder=Path(), environ={}, kinds={Moderator: INSTALLED.moderators.find})
     return build(INSTALLED.plugins.find(name), CONFIGURATIONS[name], name, context=context)
+
+
+class Plenty:
+    """A store in which every account has as much as anybody wants."""
+
+    ANSWERS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+        "ledger_reserve": lambda args: [1, args[4]],
+        "ledger_renew": lambda args: [1, args[4]],
+        "ledger_settle": lambda args: [args[2], 0, 1000, 0],
+        "ledger_look": lambda args: [1000, 0, 0, 1000, 0, 0],
+    }
+
+    def key(self, tag: str, *parts: str) -> str:
+        return ":".join((tag, *parts))
+
+    async def run(self, script: port.Script, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
+        await asyncio.sleep(0)
+        return self.ANSWERS[script.name](args)
+
+
+def lent(plugin: Plugin) -> Lent:
+    return Lent(store=Plenty() if plugin.needs_store else None)
 
 
 # Plugins that do what plugins do, well and badly
@@ -382,7 +406,7 @@ class Talk:
         """Take it from the request to the end, in the order in which `relay.app` does."""
         async with AsyncExitStack() as stack:
             for link in self.chain.links:
-                await stack.enter_async_context(link.plugin.lifespan(Lent().services))
+                await stack.enter_async_context(link.plugin.lifespan(lent(link.plugin).services))
             try:
                 await self._reply(ending)
             except RelayError as error:
@@ -599,11 +623,12 @@ async def test_early_answer_from_within(make: Callable[[], Plugin]) -> None:
     ex, entered, kept = exchange(headers=HEADERS), [], Kept()
     async with AsyncExitStack() as stack:
         for link in chain.links:
-            await stack.enter_async_context(link.plugin.lifespan(Lent().services))
+            await stack.enter_async_context(link.plugin.lifespan(lent(link.plugin).services))
         answered = await chain.enter(ex, entered)
         assert answered is not None
         Replay(ex, chain.wrap(ex, entered[:-1], kept), answered).start()
         assert (await kept.ended()).kind == "completed"
+        ex.outcome = kept.outcome
         await ex.close()
         await chain.leave(ex, entered)
     assert kept.text == "cached"
@@ -737,10 +762,10 @@ class Handled:
         witnesses = [Witness(name=name, seen=self.seen, patience=2) for name in ("outer", "inner")]
         self.chain = Chain([("outer", witnesses[0]), ("subject", plugin), ("inner", witnesses[1])])
         self.upstreams = OneUpstream()
-        lent = Lent()
+        loan = lent(plugin)
         config = parse(CONFIG.format(base_url="http://127.0.0.1:1/v1"), Path("relay.toml"), {})
-        self.app = App(config, self.chain, self.upstreams, lent.metrics, lent.services.log)  # type: ignore[arg-type]
-        self.services = lent.services
+        self.app = App(config, self.chain, self.upstreams, loan.metrics, loan.services.log)  # type: ignore[arg-type]
+        self.services = loan.services
 
     async def cancelled_after(self, turns: int) -> int | None:
         """Handle a request and cancel it after so many turns; the status if it was answered by then."""

@@ -2,11 +2,14 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from relay.assembly import assemble
+from relay.cli import main
 from relay.config import parse
 from relay.plugin import Plugin
 from relay_plugins.moderation import Moderation
@@ -31,7 +34,7 @@ def test_the_configuration_of_the_readme_is_sound(page: Path, tmp_path: Path, mo
     (tmp_path / "words.txt").write_text("违禁\n", encoding="utf-8")
     [text] = blocks(page, "toml")
     chain = assemble(parse(text, tmp_path / "relay.toml"))
-    shipped = ["auth", "parameters", "rate_limit", "moderation", "history"]
+    shipped = ["auth", "parameters", "rate_limit", "quota", "moderation", "history"]
     assert shipped == [link.name for link in chain.links]
 
 
@@ -78,6 +81,19 @@ def test_the_make_targets_that_a_page_names_exist(page: Path) -> None:
     """`make WORD` in a page is a target of the Makefile."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set() == set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8"))) - targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_that_a_page_shows_are_understood(page: Path) -> None:
+    """`$ relay …` in a page: words that the command line takes, each option by its name and with a value of its kind."""
+    for line in re.findall(r"^\$ relay (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        command: click.Command = main
+        words = shlex.split(line, comments=True)
+        while isinstance(command, click.Group):
+            _, found, words = command.resolve_command(click.Context(command), words)
+            assert found is not None
+            command = found
+        command.make_context(command.name, words)
 
 
 def test_the_options_of_moderation_are_documented() -> None:

@@ -11,13 +11,17 @@ ROOT = Path(__file__).parents[1]
 # Who may name a library, besides nobody. A library that is not listed here may be named anywhere outside relay.pure.
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
-        f"relay.{name}" for name in "admin app body consultant cors http refusal serve upstream writer".split()
+        f"relay.{name}"
+        for name in "acceptor admin admin_api app body consultant cors http refusal serve upstream workers writer".split()
     )
     | {"relay_plugins.tencent.service", "relay_plugins.tencent.fake.server"},
-    "prometheus_client": frozenset({"relay.metrics", "relay.metrics.collectors", "relay.metrics.moderation"}),
+    "prometheus_client": frozenset({"relay.metrics"})
+    | frozenset(f"relay.metrics.{name}" for name in "collectors exposition journal moderation store workers".split()),
     "structlog": frozenset({"relay.log"}),
+    "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
     "tomllib": frozenset({"relay.config"}),
-    "click": frozenset({"relay.cli", "relay.demo"}),
+    "click": frozenset({"relay.cli", "relay.demo"})
+    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota".split()),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
@@ -37,10 +41,17 @@ NEVER_IN_PURE = frozenset(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
+    frozenset({"relay.commands", "relay.commands.audit", "relay.commands.keys", "relay.commands.quota"}),
+    frozenset({"relay.commands.attached", "relay.commands.options", "relay.commands.table"}),
     frozenset({"relay.demo", "relay.starter"}),
+    frozenset({"relay.workers", "relay.worker"}),
+    frozenset({"relay.supervisor"}),
+    frozenset({"relay.control"}),
     frozenset({"relay.serve"}),
-    frozenset({"relay.app", "relay.admin"}),
-    frozenset({"relay.silence"}),
+    frozenset({"relay.app", "relay.admin", "relay.acceptor"}),
+    frozenset({"relay.admin_openapi"}),
+    frozenset({"relay.admin_api"}),
+    frozenset({"relay.administration", "relay.silence"}),
     frozenset(
         {
             "relay.assembly",
@@ -54,17 +65,33 @@ LAYERS: tuple[frozenset[str], ...] = (
             "relay.cors",
         }
     ),
-    frozenset({"relay.chain", "relay.gate"}),
+    frozenset({"relay.chain", "relay.gate", "relay.degraded"}),
     frozenset({"relay.judge"}),
     frozenset({"relay.consultant"}),
     frozenset({"relay.labels", "relay.verdicts"}),
-    frozenset({"relay.moderator", "relay.plugin"}),
+    frozenset({"relay.journal", "relay.moderator", "relay.plugin", "relay.audit", "relay.known"}),
+    frozenset({"relay.keyring"}),
+    frozenset({"relay.keys"}),
+    frozenset({"relay.store.opening"}),
+    frozenset({"relay.store.pulse", "relay.store.redis", "relay.store.embedded"}),
+    frozenset({"relay.store.places", "relay.store.home"}),
+    frozenset({"relay.store.link"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),
     frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body", "relay.routes", "relay.budget"}),
-    frozenset({"relay.metrics.moderation"}),
-    frozenset({"relay.metrics.collectors"}),
+    frozenset({"relay.journal_file", "relay.ledger", "relay.limits", "relay.account"}),
+    frozenset({"relay.metrics.journal", "relay.metrics.moderation", "relay.metrics.store", "relay.metrics.workers"}),
+    frozenset({"relay.metrics.collectors", "relay.metrics.exposition"}),
     frozenset({"relay.metrics.families"}),
-    frozenset({"relay.errors"}),
+    frozenset(
+        {
+            "relay.errors",
+            "relay.failpoint",
+            "relay.store",
+            "relay.store.port",
+            "relay.store.address",
+            "relay.store.leash",
+        }
+    ),
 )
 # Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo only.
 

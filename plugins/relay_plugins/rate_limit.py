@@ -1,7 +1,11 @@
-"""`rate_limit`: how many requests a key may make in a minute, and how many may be open at the same time.
+"""`rate_limit`: how many requests, tokens and characters in a minute, and how many requests at the same time.
 
-What it counts lives in this process and is gone with it: two relays allow twice as much. A store that they share is to
-come.
+Counted in the store, over all processes that share it (`relay.limits` says how, and what holds when answers get lost).
+While it cannot be reached each process counts by itself, to its part of the limits, and says so in `x-relay-degraded`. With
+`memory:` there is one process, and it counts by itself.
+
+Tokens and characters are those of the prompt and of the reply. They are estimated when a request comes, by its prompt and
+the longest reply that it allows, and set right when it has ended: by the usage that the upstream tells, or by what was sent.
 
 The headers are OpenAI's, so its clients understand them:
 https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
@@ -9,26 +13,39 @@ https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
-from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Final, get_args
 
 from msgspec import Meta
 
-from relay.errors import Reject
+from relay.degraded import degraded
+from relay.errors import NO_RETRY, Reject
 from relay.exchange import CALLER, Exchange, Key, Operation
-from relay.options import Table
-from relay.plugin import Plugin, Reply
-from relay.pure.bucket import NEVER, Bucket, Decision
+from relay.keys import API_KEY, Limits
+from relay.limits import MAX, NOTHING, Admission, Dimension, Limiter, Rates, Scope, Share, Standing
+from relay.metrics import Metrics
+from relay.options import ConfigError, Table
+from relay.plugin import Plugin, Reply, Services, Sink
+from relay.pure import meter
+from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS, said
+from relay.pure.openai import Chunk
+from relay.pure.request import ChatRequest
+from relay.pure.tokens import estimate
 
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=MAX)]
 
-PERIOD_S = 60.0
+# What is taken for a reply whose request sets no bound, and for the characters of a token.
+REPLY_TOKENS: Final = 512
+TOKEN_CHARACTERS: Final = 4
+# Larger bodies are looked through in a thread, as in `history`.
+INLINE_BYTES: Final = 65_536
 
-# Callers that each request looks at to forget them: more than the one that it may add, so what is kept shrinks.
-_SWEPT = 2
+_NO_LIMITS: Final = Limits()
 
 
 class Override(Table, frozen=True, kw_only=True):
@@ -36,118 +53,314 @@ class Override(Table, frozen=True, kw_only=True):
 
     requests_per_minute: Count | None = None
     burst: Count | None = None
+    tokens_per_minute: Count | None = None
+    characters_per_minute: Count | None = None
     concurrent_streams: Count | None = None
 
 
-class _Limits:
-    """What one key may do."""
+class Together(Override, frozen=True, kw_only=True):
+    """What holds for all keys together; what it leaves out is not limited."""
 
-    __slots__ = ("bucket", "concurrent", "per_minute")
-
-    def __init__(self, per_minute: int, burst: int | None, concurrent: int) -> None:
-        self.per_minute = per_minute
-        self.bucket = Bucket(per_minute, PERIOD_S, burst or per_minute)
-        self.concurrent = concurrent
-
-
-class _Caller:
-    """What one key has done."""
-
-    __slots__ = ("in_flight", "limits", "tat")
-
-    def __init__(self, limits: _Limits) -> None:
-        self.limits = limits
-        self.tat = NEVER
-        self.in_flight = 0
+    def __post_init__(self) -> None:
+        if _rates(self) == Rates():
+            raise ValueError(
+                "there is no limit in it; set one, as in requests_per_minute = 1000, or leave the table out"
+            )
+        if self.burst is not None and self.requests_per_minute is None:
+            raise ValueError("burst belongs to requests_per_minute; set that too")
 
 
 class RateLimit(Plugin):
-    """Refuses requests of a key that makes too many, and says in every reply how many are left.
+    """Refuses requests that are too many, and says in every reply how many are left.
 
     requests_per_minute: how fast used requests come back. burst: how many may come at once; a whole minute's, unless it
-    is set. concurrent_streams: how many may be open, whole replies and lists of models included. overrides: other
-    numbers for some keys, by their names; a name that no key has is not noticed.
+    is set. tokens_per_minute, characters_per_minute: of prompts and replies. concurrent_streams: how many may be open,
+    whole replies and lists of models included. All of these are for one key; the limits that a key of the store carries
+    itself come first, then overrides.
+
+    overrides: other numbers for some keys, by their names; a name that no key has is not noticed. models: limits for all
+    requests of one model, by its public name, whoever asks. total: limits for all requests together.
+
+    name: relays that share a store count together what has the same name; a second such plugin needs another one.
     """
 
     requests_per_minute: Count = 600
     burst: Count | None = None
+    tokens_per_minute: Count | None = None
+    characters_per_minute: Count | None = None
     concurrent_streams: Count = 50
     overrides: dict[str, Override] = dataclasses.field(default_factory=dict)
+    models: dict[str, Together] = dataclasses.field(default_factory=dict)
+    total: Together | None = None
+    name: Annotated[str, Meta(pattern=r"^[\w-]{1,64}$")] = "default"
 
     needs: ClassVar[tuple[Key[str], ...]] = (CALLER,)
-    serves: ClassVar[frozenset[Operation]] = frozenset({"chat", "models"})
+    serves: ClassVar[frozenset[Operation]] = frozenset({"chat", "models", "quota"})
 
-    _limits: _Limits = dataclasses.field(init=False)
-    _others: Mapping[str, _Limits] = dataclasses.field(init=False)
-    _callers: OrderedDict[str, _Caller] = dataclasses.field(init=False)
-    _slot: Key[_Caller] = dataclasses.field(init=False)  # whose slot an exchange holds; one for each such plugin
+    _limiter: Limiter = dataclasses.field(init=False)
+    _metrics: Metrics = dataclasses.field(init=False)
+    _rates: Rates = dataclasses.field(init=False)
+    _others: Mapping[str, Rates] = dataclasses.field(init=False)
+    _models: Mapping[str, Scope] = dataclasses.field(init=False)
+    _total: Scope | None = dataclasses.field(init=False)
+    _open: Key[_Request] = dataclasses.field(init=False)  # one for each such plugin
 
     def __post_init__(self) -> None:
-        self._limits = _Limits(self.requests_per_minute, self.burst, self.concurrent_streams)
-        self._others = {
-            name: _Limits(
-                other.requests_per_minute or self.requests_per_minute,
-                other.burst or self.burst,
-                other.concurrent_streams or self.concurrent_streams,
-            )
-            for name, other in self.overrides.items()
-        }
-        self._callers = OrderedDict()
-        self._slot = Key("rate_limit.slot", _Caller)
+        self._rates = _rates(self)
+        self._others = {name: _instead(self._rates, _rates(other)) for name, other in self.overrides.items()}
+        self._models = {name: Scope("model", name, _rates(limits)) for name, limits in self.models.items()}
+        self._total = Scope("all", "", _rates(self.total)) if self.total is not None else None
+        self._limiter = Limiter(self.name)
+        self._open = Key("rate_limit.open", _Request)
+
+    @asynccontextmanager
+    async def lifespan(self, services: Services) -> AsyncIterator[None]:
+        self._metrics = services.metrics
+        pulse = services.pulse
+        self._limiter = Limiter(self.name, services.store, lambda: pulse.replicas if pulse is not None else 1)
+        with _named_once(services, self.name):
+            async with self._limiter.running():
+                yield
+
+    # Requests
 
     async def on_request(self, ex: Exchange) -> Reply | None:
-        """Nothing is awaited here: between the two questions and the taking of the slot nobody else is asked."""
-        now = ex.loop.time()
-        self._forget(now)
-        caller = self._caller(ex[CALLER])
-        limits = caller.limits
-        if caller.in_flight >= limits.concurrent:
-            _tell(ex, limits.bucket.look(caller.tat, now))
-            raise Reject(
-                f"Too many requests in flight: limit {limits.concurrent}. Try again when one of them has ended.",
-                code="too_many_requests_in_flight",
-                type="requests",
-                status=429,
-                headers={"Retry-After": "1"},
-            )
-        decision, caller.tat = limits.bucket.ask(caller.tat, now)
-        _tell(ex, decision)
-        if not decision.allowed:
-            raise Reject(
-                f"Rate limit reached on requests per minute: limit {limits.per_minute}, {decision.limit} at once. "
-                f"Try again in {duration(decision.retry_after_s)}.",
-                code="rate_limit_exceeded",
-                type="requests",
-                status=429,
-                headers={"Retry-After": str(math.ceil(decision.retry_after_s))},
-            )
-        ex[self._slot] = caller
-        caller.in_flight += 1
+        """Waits for the store once; without one, for nothing."""
+        scopes = self._scopes(ex)
+        request = _Request()
+        for scope in scopes:
+            if scope.rates.metered:
+                await request.measure(ex.request)
+                _check_size(scopes, request.prompt)
+                ex.needs_usage |= any(scope.rates.tokens for scope in scopes)
+                break
+        admission = await self._limiter.admit(ex.id, scopes, request.share, ex.loop.time())
+        if admission.degraded:
+            degraded(ex, self._metrics, "rate_limit")
+        _tell(ex, admission)
+        if admission.refused is not None:
+            raise _refusal(*admission.refused)
+        request.admission = admission
+        ex[self._open] = request
         return None
 
     async def on_end(self, ex: Exchange) -> None:
-        ex[self._slot].in_flight -= 1
+        request = ex[self._open]
+        self._limiter.end(request.admission, request.used(ex), ex.loop.time())
 
-    def _caller(self, name: str) -> _Caller:
-        caller = self._callers.get(name)
-        if caller is None:
-            caller = self._callers[name] = _Caller(self._others.get(name, self._limits))
-        return caller
+    def _scopes(self, ex: Exchange) -> list[Scope]:
+        caller, rates = ex[CALLER], self._rates
+        if self._others:
+            rates = self._others.get(caller, rates)
+        if API_KEY in ex and (own := ex[API_KEY].limits) != _NO_LIMITS:
+            rates = _own(rates, own)
+        scopes = [Scope("key", caller, rates)]
+        if self._models and ex.operation == "chat" and (model := self._models.get(ex.request.model)) is not None:
+            scopes.append(model)
+        if self._total is not None:
+            scopes.append(self._total)
+        if ex.operation != "chat":  # it has no tokens, and is not kept from any
+            scopes = [
+                scope._replace(rates=scope.rates._replace(tokens=None, characters=None))
+                if scope.rates.metered
+                else scope
+                for scope in scopes
+            ]
+        return scopes
 
-    def _forget(self, now: float) -> None:
-        """Forget callers that stand as if they had never asked: a few at each request, never all of them at one."""
-        for _ in range(min(_SWEPT, len(self._callers))):
-            name, caller = next(iter(self._callers.items()))
-            if caller.in_flight or not caller.limits.bucket.is_full(caller.tat, now):
-                self._callers.move_to_end(name)
-            else:
-                del self._callers[name]
+    # Replies
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        count = ex[self._open].count
+        return sink if count is None else _Meter(count, sink)
 
 
-def _tell(ex: Exchange, decision: Decision) -> None:
-    ex.reply_headers["x-ratelimit-limit-requests"] = str(decision.limit)
-    ex.reply_headers["x-ratelimit-remaining-requests"] = str(decision.remaining)
-    ex.reply_headers["x-ratelimit-reset-requests"] = duration(decision.reset_s)
+_names: Final[set[tuple[int, str]]] = set()  # of those that are open, with their store
+
+
+@contextmanager
+def _named_once(services: Services, name: str) -> Iterator[None]:
+    """Raises ConfigError if another one counts under this name in this process: each request would be counted as one."""
+    key = id(services.store), name
+    if services.store is not None and key in _names:
+        raise ConfigError(f'two plugins rate_limit are named {name!r}; give one of them another, as in name = "second"')
+    _names.add(key)
+    try:
+        yield
+    finally:
+        _names.discard(key)
+
+
+class _Request:
+    """A request that was let in. prompt: what it says; share: what it may use; count: of its reply, if that is metered."""
+
+    __slots__ = ("admission", "count", "prompt", "share")
+
+    admission: Admission
+
+    def __init__(self) -> None:
+        self.prompt = self.share = NOTHING
+        self.count: meter.Count | None = None
+
+    async def measure(self, request: ChatRequest) -> None:
+        """Estimate what it will take."""
+        if len(request.encode()) > INLINE_BYTES:
+            self.prompt = await asyncio.to_thread(_measured, request.messages)
+        else:
+            self.prompt = _measured(request.messages)
+        reply = _longest(request)
+        self.share = Share(self.prompt.tokens + reply, self.prompt.characters + reply * TOKEN_CHARACTERS)
+        self.count = meter.Count()
+
+    def used(self, ex: Exchange) -> Share | None:
+        """What it took in the end; None if nobody has counted."""
+        count = self.count
+        if count is None:
+            return None
+        nothing_came = not count.characters and count.usage is None
+        if not ex.asked or (nothing_came and ex.outcome is not None and ex.outcome.kind == "upstream_error"):
+            return NOTHING
+        reported = count.reported
+        tokens = sum(reported) if reported is not None else self.prompt.tokens + math.ceil(count.estimated_tokens)
+        return Share(tokens, self.prompt.characters + count.characters)
+
+
+class _Meter:
+    """Counts what passes."""
+
+    __slots__ = ("_count", "_sink", "end")
+
+    def __init__(self, count: meter.Count, sink: Sink) -> None:
+        self._count = count
+        self._sink = sink
+        self.end = sink.end
+
+    def feed(self, chunk: Chunk) -> None:
+        self._count.feed(chunk)
+        self._sink.feed(chunk)
+
+
+def _measured(messages: Sequence[Mapping[str, Any]]) -> Share:
+    """What a prompt says, about."""
+    tokens, characters = 0.0, 0
+    for message in messages:
+        texts, media = said(message)
+        tokens += MESSAGE_TOKENS + MEDIA_TOKENS * media + sum(map(estimate, texts))
+        characters += sum(map(len, texts))
+    return Share(math.ceil(tokens), characters)
+
+
+def _longest(request: ChatRequest) -> int:
+    """How many tokens the reply may have at most, or is taken to have."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        tokens = request.get(name)
+        if type(tokens) is int and tokens > 0:
+            return min(tokens, MAX) * request.choices
+    return REPLY_TOKENS * request.choices
+
+
+def _rates(table: Override | RateLimit) -> Rates:
+    return Rates(
+        table.requests_per_minute,
+        table.burst,
+        table.tokens_per_minute,
+        table.characters_per_minute,
+        table.concurrent_streams,
+    )
+
+
+def _instead(rates: Rates, others: Rates) -> Rates:
+    """`others`, and what they do not say as in `rates`."""
+    return Rates(*(rate if other is None else other for rate, other in zip(rates, others, strict=True)))
+
+
+@lru_cache(4096)
+def _own(rates: Rates, own: Limits) -> Rates:
+    """A key's own limits before all others. They may be larger than those of a file."""
+    given = (
+        own.requests_per_minute,
+        own.burst,
+        own.tokens_per_minute,
+        own.characters_per_minute,
+        own.concurrent_streams,
+    )
+    return _instead(rates, Rates(*(None if limit is None else min(limit, MAX) for limit in given)))
+
+
+# What clients are told
+
+_NOUNS: Final[Mapping[str, str]] = {"key": "", "model": " for the model {}", "all": " for all requests together"}
+
+
+def _check_size(scopes: Sequence[Scope], prompt: Share) -> None:
+    """Raises a refusal of a prompt that no minute has room for: waiting does not help."""
+    for scope in scopes:
+        for name, size, limit in (
+            ("tokens", prompt.tokens, scope.rates.tokens),
+            ("characters", prompt.characters, scope.rates.characters),
+        ):
+            if limit is not None and size > limit:
+                raise Reject(
+                    f"Request too large{_whose(scope)} on {name} per minute: limit {limit}, the messages have about "
+                    f"{size}. Send less.",
+                    code="rate_limit_exceeded",
+                    type=name,
+                    status=429,
+                    headers=NO_RETRY,
+                )
+
+
+_HEADERS: Final[Mapping[Dimension, tuple[str, str, str]]] = {
+    name: (f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}", f"x-ratelimit-reset-{name}")
+    for name in get_args(Dimension)
+}
+
+
+def _tell(ex: Exchange, admission: Admission) -> None:
+    """Of each kind the limit that is nearest to its end; of a refusal those of the scope that refuses."""
+    standings = admission.standings if admission.refused is None else [admission.refused[1]]
+    tightest = standings[0].decisions
+    for standing in standings[1:]:
+        for name, decision in standing.decisions.items():
+            if name not in tightest or decision.remaining < tightest[name].remaining:
+                tightest = {**tightest, name: decision}
+    headers = ex.reply_headers
+    for name, decision in tightest.items():
+        limit, remaining, reset = _HEADERS[name]
+        headers.update(
+            ((limit, str(decision.limit)), (remaining, str(decision.remaining)), (reset, duration(decision.reset_s)))
+        )
+
+
+def _refusal(scope: Scope, standing: Standing) -> Reject:
+    refused = standing.refused
+    if refused is None or refused == "open":
+        return Reject(
+            f"Too many requests in flight{_whose(scope)}: limit {scope.rates.open}. "
+            "Try again when one of them has ended.",
+            code="too_many_requests_in_flight",
+            type="requests",
+            status=429,
+            headers={"Retry-After": "1"},
+        )
+    decision = standing.decisions[refused]
+    limit = f"limit {getattr(scope.rates, refused)}"
+    if refused == "requests":
+        limit += f", {decision.limit} at once"
+    else:
+        limit += f", {decision.remaining} left"
+    return Reject(
+        f"Rate limit reached{_whose(scope)} on {refused} per minute: {limit}. "
+        f"Try again in {duration(decision.retry_after_s)}.",
+        code="rate_limit_exceeded",
+        type=refused,
+        status=429,
+        headers={"Retry-After": str(max(1, math.ceil(decision.retry_after_s)))},
+    )
+
+
+def _whose(scope: Scope) -> str:
+    return _NOUNS[scope.kind].format(scope.name)
 
 
 def duration(seconds: float) -> str:

@@ -21,17 +21,20 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
 from relay.metrics.collectors import OnDemand, bind, counter, gauge, histogram, within
+from relay.metrics.exposition import Exposition, exposed
 from relay.metrics.families import (
     BREAKER_STATES,
     BUILD_INFO,
     CHARACTERS,
     CHECKS,
     CHUNKS,
+    CONCERNS,
+    COUNTED_BY,
+    DEGRADED,
+    DIRECTIONS,
     FAMILIES,
     FIRST_BYTE,
     FIRST_TOKEN,
@@ -43,6 +46,10 @@ from relay.metrics.families import (
     OUTCOMES,
     OVERHEAD,
     OVERHEAD_BUCKETS,
+    QUOTA_CHARGED,
+    QUOTA_TOKENS,
+    QUOTA_UNCOVERED,
+    QUOTA_UNITS,
     REFUSALS,
     REFUSED,
     REQUEST_DURATION,
@@ -60,7 +67,9 @@ from relay.metrics.families import (
     UPSTREAM_RETRIES,
     Family,
 )
+from relay.metrics.journal import JournalMetrics
 from relay.metrics.moderation import Calls, ModerationMetrics, ModerationTally, Standing
+from relay.metrics.store import StoreMetrics
 from relay.pure.health import REASONS, Reason
 
 __all__ = [
@@ -78,6 +87,7 @@ __all__ = [
     "UPSTREAM_ERRORS",
     "UPSTREAM_OUTCOMES",
     "Calls",
+    "Exposition",
     "Family",
     "Metrics",
     "ModerationTally",
@@ -98,7 +108,7 @@ _RUNNING = (_installed("moderelay"), platform.python_version(), _installed("aioh
 
 # The operations that the GenAI conventions speak of; a list of models or a wrong path would only blur their quantiles.
 _GEN_AI_OPERATIONS = frozenset({"chat"})
-_CLEAN = frozenset({"completed", "filtered"})
+_CLEAN = frozenset({"completed", "filtered", "exhausted"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +158,12 @@ class Metrics:
         self._ejections = bind(counter(UPSTREAM_EJECTIONS, registry), self._upstreams, REASONS)
         self._ejected = bind(gauge(UPSTREAM_EJECTED, registry), self._upstreams)
         self._trimmed = counter(HISTORY_TRIMMED, registry)
+        self._charged = bind(counter(QUOTA_CHARGED, registry), QUOTA_UNITS)
+        self._uncovered = bind(counter(QUOTA_UNCOVERED, registry), QUOTA_UNITS)
+        self._tokens = bind(counter(QUOTA_TOKENS, registry), DIRECTIONS, COUNTED_BY)
+        self._degraded = bind(counter(DEGRADED, registry), CONCERNS)
+        self.store = StoreMetrics(registry)
+        self.journal = JournalMetrics(registry)
         self._moderation = ModerationMetrics(registry)
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
         gauge(BUILD_INFO, registry).labels(*_RUNNING).set(1)
@@ -221,6 +237,20 @@ class Metrics:
         """So many messages of a conversation are not sent on."""
         self._trimmed.inc(messages)
 
+    def quota_charged(self, unit: str, charged: int, uncovered: int) -> None:
+        """A request has been charged; it cost `uncovered` units more than there were."""
+        self._charged[(unit,)].inc(charged)
+        self._uncovered[(unit,)].inc(uncovered)
+
+    def quota_counted(self, direction: str, ours: float, reported: int) -> None:
+        """The tokens of a prompt or a reply, by our count and by the upstream's."""
+        self._tokens[direction, "relay"].inc(ours)
+        self._tokens[direction, "upstream"].inc(reported)
+
+    def degraded(self, concern: str) -> None:
+        """A request is served without the shared state of `concern`, which is one of `CONCERNS`."""
+        self._degraded[(concern,)].inc()
+
     def moderated(self, tally: ModerationTally) -> None:
         """A moderated request has ended; once per request."""
         self._moderation.moderated(tally)
@@ -230,8 +260,10 @@ class Metrics:
 
         Some milliseconds of pure Python per hundred series; call it from a thread.
         """
+        self.look()
+        return exposed(self._registry, accept)
+
+    def look(self) -> None:
+        """Set the gauges that tell how something stands to what is now. `render` does; a worker does every second."""
         self._moderation.look()
-        if "application/openmetrics-text" in accept.lower():
-            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+        self.store.look()

@@ -40,7 +40,8 @@ def counter(family: Family, registry: CollectorRegistry) -> Counter:
 
 
 def gauge(family: Family, registry: CollectorRegistry) -> Gauge:
-    return Gauge(family.name, family.help, family.labels, registry=registry)
+    mode = family.across or "livesum"
+    return Gauge(family.name, family.help, family.labels, registry=registry, multiprocess_mode=mode)
 
 
 def histogram(family: Family, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:

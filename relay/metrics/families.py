@@ -5,25 +5,42 @@ A name never changes its meaning. A new one comes with its line in a dashboard o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Across = Literal["livesum", "livemax", "livemin"]
 
 
 class Family(NamedTuple):
-    """One metric, as it is named in queries. A histogram's series add `_bucket` (with `le`), `_sum` and `_count`."""
+    """One metric, as it is named in queries. A histogram's series add `_bucket` (with `le`), `_sum` and `_count`.
+
+    across: of a gauge, how the values of several workers become one; a worker that is gone counts no more. Counters and
+    histograms are summed, those of the dead included.
+    """
 
     name: str
     type: str
     help: str
     labels: tuple[str, ...] = ()
+    across: Across | None = None
 
 
 OTHER = "other"
 
-OPERATIONS = ("chat", "models", OTHER)
+OPERATIONS = ("chat", "models", "quota", OTHER)
 """What was asked for; "chat" under whichever dialect's route, "other" under none."""
 
-OUTCOMES = ("completed", "filtered", "refused", "upstream_error", "client_gone", "drained", "internal_error")
-"""How a request ended. "filtered": the reply was cut by moderation; a prompt that moderation refuses is "refused"."""
+OUTCOMES = (
+    "completed",
+    "filtered",
+    "exhausted",
+    "refused",
+    "upstream_error",
+    "client_gone",
+    "drained",
+    "internal_error",
+)
+"""How a request ended. "filtered": the reply was cut by moderation; a prompt that moderation refuses is "refused".
+"exhausted": the reply was cut where the quota ended."""
 
 REFUSALS = (
     "bad_request",
@@ -53,6 +70,9 @@ REFUSALS = (
     "content_filter",
     "rate_limit_exceeded",
     "too_many_requests_in_flight",
+    "insufficient_user_quota",
+    "quota_unavailable",
+    "auth_unavailable",
     "moderation_unavailable",
     "moderation_stalled",
     "upstream_auth",
@@ -116,6 +136,7 @@ OPEN_STREAMS = Family(
     "relay_open_streams",
     "gauge",
     "Replies being streamed to clients now.",
+    across="livesum",
 )
 FIRST_BYTE = Family(
     "relay_time_to_first_byte_seconds",
@@ -171,8 +192,60 @@ UPSTREAM_EJECTIONS = Family(
 UPSTREAM_EJECTED = Family(
     "relay_upstream_ejected",
     "gauge",
-    "Whether an upstream is asked only after all others now: 1 or 0.",
+    "Whether an upstream is asked only after all others now: 1 or 0. Of several workers each has its own opinion: 1 if any.",
     ("upstream",),
+    across="livemax",
+)
+QUOTA_UNITS = ("characters", "tokens", "points")
+DIRECTIONS = ("prompt", "reply")
+COUNTED_BY = ("relay", "upstream")
+
+CONCERNS = ("auth", "rate_limit", "quota", "moderation")
+"""What is done without the store for a while, each in a way of its own."""
+
+QUOTA_CHARGED = Family("relay_quota_charged_total", "counter", "What requests were charged, in units.", ("unit",))
+QUOTA_UNCOVERED = Family(
+    "relay_quota_uncovered_total",
+    "counter",
+    "What requests cost beyond their key's balance, so that nobody was charged for it, in units.",
+    ("unit",),
+)
+QUOTA_TOKENS = Family(
+    "relay_quota_tokens_total",
+    "counter",
+    "Tokens of requests whose upstream told a usage, by who counted them: what the two differ is how far our own is off.",
+    ("direction", "counted_by"),
+)
+DEGRADED = Family(
+    "relay_degraded_requests_total",
+    "counter",
+    "Requests that were served without the state that relays share, as the store did not answer.",
+    ("concern",),
+)
+STORE_OUTCOMES = ("ok", "away", "slow", "breaker", "full", "readonly", "error")
+"""What became of a command to the store: done, or a `relay.store.port.Trouble`."""
+
+STORE_UP = Family(
+    "relay_store_up",
+    "gauge",
+    "Whether the store is reached and asked: 1 or 0. Of several workers each has its own opinion: 0 if any has.",
+    across="livemin",
+)
+STORE_COMMANDS = Family(
+    "relay_store_commands_total",
+    "counter",
+    "Commands to the store, by what became of them.",
+    ("outcome",),
+)
+STORE_SECONDS = Family(
+    "relay_store_seconds",
+    "histogram",
+    "From the first command of one write to the store to the last of its answers.",
+)
+STORE_RESTARTS = Family(
+    "relay_store_restarts_total",
+    "counter",
+    "Times that the embedded store's server ended by itself and was started again.",
 )
 HISTORY_TRIMMED = Family(
     "relay_history_trimmed_messages_total",
@@ -218,26 +291,30 @@ CALL_SECONDS = Family(
 BREAKER = Family(
     "relay_moderation_breaker_state",
     "gauge",
-    "Whether a moderator is asked now: 0 yes, 1 one call is trying, 2 no.",
+    "Whether a moderator is asked now: 0 yes, 1 one call is trying, 2 no. Of several workers the worst.",
     ("moderator",),
+    across="livemax",
 )
 RATE_CEILING = Family(
     "relay_moderation_rate_ceiling",
     "gauge",
     "How many calls a second to a moderator its budget allows at most.",
     ("moderator",),
+    across="livemax",
 )
 RATE_ALLOWED = Family(
     "relay_moderation_rate_allowed",
     "gauge",
     "How many calls a second to a moderator are allowed now; fewer than at most after it was asked too often.",
     ("moderator",),
+    across="livemin",
 )
 CHECKS_WAITING = Family(
     "relay_moderation_checks_waiting",
     "gauge",
     "Checks that wait for a moderator's budget now.",
     ("moderator",),
+    across="livesum",
 )
 VIOLATIONS = Family(
     "relay_moderation_violations_total",
@@ -255,12 +332,64 @@ FIRST_TEXT = Family(
     "histogram",
     "How much later the first text of a reply left because of moderation.",
 )
+JOURNAL_ENTRIES = Family(
+    "relay_journal_entries",
+    "gauge",
+    "Settlements that wait for the store to be reachable again.",
+    across="livesum",
+)
+JOURNAL_REPLAYED = Family(
+    "relay_journal_replayed_total",
+    "counter",
+    "Settlements that the store took when it was reachable again.",
+)
+JOURNAL_LOST = Family(
+    "relay_journal_lost_total",
+    "counter",
+    "Settlements that nobody booked: the journal was full, or they were too old, refused or half written.",
+)
 BUILD_INFO = Family(
     "relay_build_info",
     "gauge",
     "Always 1; the labels say what is running.",
     ("version", "python", "aiohttp"),
+    across="livemax",
 )
+
+WORKER_STATES = ("starting", "serving", "leaving")
+"""Of a worker: does not serve yet; takes requests; takes no new connections, and ends when its replies have ended."""
+
+WORKER_ENDS = ("left", "died", "hung", "refused")
+"""Why a worker ended: it was told to; by itself or killed from outside; its loop stood still and it was killed; it could
+not serve its configuration."""
+
+WORKERS = Family(
+    "relay_workers",
+    "gauge",
+    "Worker processes, by what they do now.",
+    ("state",),
+)
+WORKERS_ENDED = Family(
+    "relay_worker_ends_total",
+    "counter",
+    "Worker processes that have ended, by why.",
+    ("reason",),
+)
+WORKER_CPU = Family(
+    "relay_worker_cpu_seconds_total",
+    "counter",
+    "Processor time that a worker process has used.",
+    ("worker",),
+)
+WORKER_MEMORY = Family(
+    "relay_worker_resident_memory_bytes",
+    "gauge",
+    "Memory of a worker process that is resident.",
+    ("worker",),
+)
+
+SUPERVISED = (WORKERS, WORKERS_ENDED, WORKER_CPU, WORKER_MEMORY)
+"""What there is besides where `workers` is more than 1. The supervisor counts these itself: nothing is to be summed."""
 
 FAMILIES = (
     REQUESTS,
@@ -276,6 +405,14 @@ FAMILIES = (
     UPSTREAM_RETRIES,
     UPSTREAM_EJECTIONS,
     UPSTREAM_EJECTED,
+    QUOTA_CHARGED,
+    QUOTA_UNCOVERED,
+    QUOTA_TOKENS,
+    DEGRADED,
+    STORE_UP,
+    STORE_COMMANDS,
+    STORE_SECONDS,
+    STORE_RESTARTS,
     HISTORY_TRIMMED,
     MODERATION_CHARACTERS,
     RELEASED_UNVERIFIED,
@@ -290,6 +427,9 @@ FAMILIES = (
     VIOLATIONS,
     HOLD,
     FIRST_TEXT,
+    JOURNAL_ENTRIES,
+    JOURNAL_REPLAYED,
+    JOURNAL_LOST,
     BUILD_INFO,
 )
 
@@ -304,3 +444,5 @@ OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 CALL_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 # Up to the default `max_wait_ms` and `deadline_ms` together, and a little over.
 HOLD_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3.5, 5, 10)
+# A write and its answer take a fifth of a millisecond on one machine; the time-out is 50 ms.
+STORE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)

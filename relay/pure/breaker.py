@@ -45,15 +45,24 @@ class Breaker:
     """
 
     __slots__ = (
-        "_answered", "_answered_at", "_closed_at", "_failed", "_in_a_row", "_open_s", "_over_at", "_second", "_ticket",
-        "state",
+        "_answered", "_answered_at", "_closed_at", "_failed", "_first_open_s", "_in_a_row", "_max_open_s", "_open_s",
+        "_over_at", "_second", "_silences", "_ticket", "state",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        silences: tuple[tuple[int, float], ...] = SILENCES,
+        first_open_s: float = FIRST_OPEN_S,
+        max_open_s: float = MAX_OPEN_S,
+    ) -> None:
+        self._silences = silences
+        self._first_open_s = first_open_s
+        self._max_open_s = max_open_s
         self.state: State = "closed"
         self._ticket = NO_TICKET + 1  # of all calls since the last change
         self._over_at = 0.0  # when it has been open for long enough
-        self._open_s = FIRST_OPEN_S
+        self._open_s = first_open_s
         self._closed_at = -math.inf
         self._answered_at = -math.inf
         self._in_a_row = 0
@@ -113,9 +122,9 @@ class Breaker:
 
     def _open(self, now: float) -> None:
         if self.state == "closed" and now - self._closed_at >= WELL_S:
-            self._open_s = FIRST_OPEN_S
+            self._open_s = self._first_open_s
         self._over_at = now + self._open_s
-        self._open_s = min(MAX_OPEN_S, 2 * self._open_s)
+        self._open_s = min(self._max_open_s, 2 * self._open_s)
         self._change("open")
 
     def _change(self, state: State) -> int:
@@ -124,7 +133,7 @@ class Breaker:
         return self._ticket
 
     def _is_silent(self, now: float) -> bool:
-        return any(self._in_a_row >= calls and now - self._answered_at >= seconds for calls, seconds in SILENCES)
+        return any(self._in_a_row >= calls and now - self._answered_at >= seconds for calls, seconds in self._silences)
 
     def _is_failing(self) -> bool:
         failed = sum(self._failed)

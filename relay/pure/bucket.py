@@ -57,6 +57,10 @@ class Bucket:
         tat = max(tat, at) + 1
         return self._stands(True, tat, at), tat
 
+    def passes(self, tat: float, now: float) -> bool:
+        """Whether `ask` would let a request pass."""
+        return self._intervals(now) >= tat - (self.burst - 1)
+
     def look(self, tat: float, now: float) -> Decision:
         """What `ask` would say, without asking: `remaining` and `reset_s` are as they stand."""
         at = self._intervals(now)
@@ -67,6 +71,10 @@ class Bucket:
     def is_full(self, tat: float, now: float) -> bool:
         """Whether this caller stands as one who has never asked, and may be forgotten."""
         return tat <= self._intervals(now)
+
+    def moved(self, tat: float, now: float, to: Bucket) -> float:
+        """The TAT of the same caller by another bucket: as many of its requests have not come back."""
+        return to._intervals(now) + max(0.0, tat - self._intervals(now)) if tat != NEVER else NEVER
 
     def _intervals(self, now: float) -> float:
         return math.floor(now * self._per_s * STEPS) / STEPS

@@ -151,6 +151,12 @@ class ChatRequest(JsonObject):
         return self._parsed.get("n") or 1
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that it names: `model`, and in `models` those that some servers (OpenRouter) try in its place."""
+        others = self._parsed.get("models")
+        return (self.model, *(str(name) for name in others)) if isinstance(others, list) else (self.model,)
+
+    @property
     def wants_usage(self) -> bool:
         options = self._parsed.get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
@@ -159,6 +165,10 @@ class ChatRequest(JsonObject):
     def speaks_beside_messages(self) -> bool:
         """Whether another field, such as `tools`, may say something to the model."""
         return not self._parsed.keys() <= _PARAMETERS
+
+    def beside_messages(self) -> Iterator[tuple[str, Any]]:
+        """The other fields that may say something to the model, by name, as they were parsed."""
+        return ((name, value) for name, value in self._parsed.items() if name not in _PARAMETERS)
 
     def keep_messages(self, positions: Sequence[int]) -> None:
         """Drop all messages but these; each of them goes on byte for byte."""
@@ -188,7 +198,7 @@ class ChatRequest(JsonObject):
     def texts(self) -> Iterator[tuple[str, str]]:
         """Everything in it that a model may read, with its place: each message whole, then each field. Nothing empty."""
         places = [(f"messages[{position}]", message) for position, message in enumerate(self.messages)]
-        places += [(name, value) for name, value in self._parsed.items() if name not in _PARAMETERS]
+        places += self.beside_messages()
         for place, value in places:
             text = "\n".join(_strings(value, place))
             if text:

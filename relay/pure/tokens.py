@@ -24,9 +24,17 @@ ASKED_EVERY: Final = 32
 
 def estimate(text: str) -> float:
     """Tokens, about. A character of more than one byte counts 0.68 for every two bytes beyond its first; others 0.24."""
-    wide = (len(text.encode("utf-8", "replace")) - len(text)) / 2
-    return 0.68 * wide + 0.24 * (len(text) - wide)
+    return estimate_of(len(text), len(text.encode("utf-8", "replace")))
 
+
+def estimate_of(characters: int, size: int) -> float:
+    """The same of a text of which only its characters and its bytes in UTF-8 have been counted."""
+    wide = (size - characters) / 2
+    return 0.68 * wide + 0.24 * (characters - wide)
+
+
+MOST_A_CHARACTER: Final = 0.9
+"""What `estimate` makes of one character at most: one of four bytes."""
 
 MOST_A_BYTE: Final = 0.24
 """What `estimate` makes of one byte of a body at most: JSON writes no character with fewer bytes than UTF-8."""

@@ -28,6 +28,7 @@ from relay.metrics import Metrics
 from relay.plugin import Services
 from relay.pure.openai import Chunk
 from relay.pure.request import ChatRequest
+from relay.store.port import Store
 
 CHAT: Final[Mapping[str, object]] = {
     "model": "gpt-4",
@@ -163,10 +164,12 @@ class Kept:
 class Lent:
     """What the relay lends to plugins, kept where a test can look."""
 
-    def __init__(self, folder: Path = Path()) -> None:
+    def __init__(self, folder: Path = Path(), store: Store | None = None) -> None:
         self._stream = io.BytesIO()
         self.metrics = Metrics(["gpt-4"], ["main"])
-        self.services = Services(log=configure(self._stream), metrics=self.metrics, folder=folder)
+        self.services = Services(
+            log=configure(self._stream), metrics=self.metrics, folder=folder, data=folder, store=store
+        )
 
     @property
     def lines(self) -> list[dict[str, Any]]:

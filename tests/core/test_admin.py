@@ -2,14 +2,18 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import orjson
 import pytest
 from aiohttp.test_utils import RawTestServer, TestClient
 
 from relay.admin import Admin, Readiness
+from relay.admin_api import AdminApi
 from relay.metrics import Metrics
 from relay.secret import Secret
+from relay.testing.reply import Lent
+from relay.workers import Desk
 
 TOKEN = "t0ken-é"
 
@@ -35,8 +39,8 @@ async def listen(relay):
     """Start a listener and connect to it: `client = await listen(token)`."""
     clients = []
 
-    async def start(token=None):
-        admin = Admin(relay.metrics, relay.ready, token)
+    async def start(token=None, api=None):
+        admin = Admin(relay.metrics, relay.ready, token, api)
         client = TestClient(RawTestServer(admin.handle))
         clients.append(client)
         await client.start_server()
@@ -175,10 +179,33 @@ async def test_admin_refuses_a_wrong_token(listen, authorization):
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_admin_with_the_token_reaches_the_pages(listen, scheme):
-    """The right token is let in; there is nothing behind it yet."""
-    client = await listen(Secret(TOKEN))
+    """The right token is let in; store/test_admin_api tells what is there."""
+    client = await listen(Secret(TOKEN), AdminApi(None, Lent().services.log))
     response = await client.get("/admin/events", headers={"Authorization": f"{scheme} {TOKEN}"})
     assert (response.status, (await error_of(response))["code"]) == (404, "not_found")
+
+
+async def test_admin_before_the_store_is_open(listen):
+    """503 for a moment, to those who have the token."""
+    client = await listen(Secret(TOKEN))
+    response = await client.get("/admin/keys", headers={"Authorization": f"Bearer {TOKEN}"})
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert (await error_of(response))["code"] == "starting"
+    response = await client.get("/admin/keys")
+    assert response.status == 401
+
+
+async def test_a_supervisor_before_a_worker_serves(relay):
+    """Which names the configuration has taken is not known yet, so nobody is given one of them."""
+    desk = Desk(None, Secret(TOKEN), Lent().services.log)
+    desk.open(SimpleNamespace(metrics=relay.metrics, readiness=relay.ready))
+    async with TestClient(RawTestServer(desk.handle)) as client:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        response = await client.post("/admin/keys", json={"name": "shop"}, headers=headers)
+        assert (response.status, (await error_of(response))["code"]) == (503, "starting")
+        desk.described(["shop"], {})
+        response = await client.post("/admin/keys", json={"name": "shop"}, headers=headers)
+        assert (response.status, (await error_of(response))["code"]) == (409, "no_store")
 
 
 async def test_token_that_is_no_utf8(listen):

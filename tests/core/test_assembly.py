@@ -97,6 +97,15 @@ def test_beside_the_file_hides_nothing(folder: Path) -> None:
     assert Path(colorsys.__file__).parent != folder
 
 
+def test_one_quota_a_unit(folder: Path) -> None:
+    """Two would charge everything twice. Of another unit there may be another one."""
+    tables = AUTH + plugin("quota") + plugin("quota", 'unit = "tokens"')
+    assert [name for name, _ in built(folder, tables)] == ["auth", "quota", "quota#2"]
+    assert problems(folder, tables + plugin("quota")) == [
+        "plugins[3]: 'quota' would charge for the same characters once more; remove one of them"
+    ]
+
+
 def test_nested(folder: Path) -> None:
     """Moderators are built inside their plugin, registered or not."""
     moderators = 'moderators = [{ use = "lexicon", words = ["x"] }, { use = "beside:Asks" }]'
@@ -122,7 +131,8 @@ NESTED = 'moderators = [{{ use = "{use}"{more} }}]'
         (plugin("beside:Misspelt"),
          ["plugin 'Misspelt': Misspelt.lifepsan is no hook; did you mean 'lifespan'?",
           "plugin 'Misspelt': Misspelt.on_reqest is no hook; did you mean 'on_request'?"]),
-        (plugin("auth"), ["plugins[0] (auth): there are no keys, so nobody could ask; add keys = "]),
+        ('[store]\nurl = "memory:"\n' + plugin("auth"),
+         ["plugins[0] (auth): there are no keys, so nobody could ask; add keys = "]),
         (plugin("moderation", NESTED.format(use="lexicno", more="")),
          ["plugins[0].moderators[0]: 'lexicno' is not registered in relay.moderators; did you mean 'lexicon'? "]),
         (plugin("moderation", NESTED.format(use="lexicon", more=', wrods = ["x"]')),
@@ -147,10 +157,10 @@ def test_refused(folder: Path, tables: str, expected: list[str]) -> None:
 
 
 def test_workers(folder: Path) -> None:
-    """More than one worker is refused: they are not built yet."""
-    assert problems(folder, AUTH, workers=2) == [
-        "server.workers: more than one worker is not built yet; use workers = 1"
-    ]
+    """Several are refused where each would count for itself."""
+    assert [link for link, _ in built(folder, AUTH, workers=2)] == ["auth"]
+    [problem] = problems(folder, '[store]\nurl = "memory:"\n' + AUTH, workers=2)
+    assert problem.startswith("server.workers: several workers share what they count, and store.url is memory:")
 
 
 def test_built_ins_are_registered() -> None:

@@ -31,6 +31,8 @@ token = { env = "RELAY_ADMIN_TOKEN" }
 
 [store]
 url = "embedded:"
+prefix = "relay"
+timeout_ms = 50
 
 [[upstreams]]
 name = "main"
@@ -179,10 +181,12 @@ def test_base_url(url: str, normal: str) -> None:
         ("embedded:state dir", "embedded"),
         ("memory:", "memory"),
         ("redis://h", "redis"),
-        ("redis://:pass@h:6379/3?timeout=1", "redis"),
+        ("redis://:pass@h:6379/3", "redis"),
         ("rediss://h", "rediss"),
         ("redis+sentinel://a:26379,b:26379/main", "redis+sentinel"),
         ("redis+cluster://a,b,c", "redis+cluster"),
+        ("rediss+cluster://a?ssl_ca_certs=ca.crt", "rediss+cluster"),
+        ("unix:///run/redis.sock?db=1", "unix"),
     ],
 )
 def test_store(url: str, scheme: str) -> None:
@@ -319,6 +323,8 @@ def test_base_url_refused(url: str, message: str) -> None:
         ("redis:///0", "redis: is not followed by what it needs; give it a host"),
         ("redis+sentinel:h", "redis+sentinel: is not followed by what it needs"),
         ("memory:x", "memory: is not followed by what it needs; nothing follows it"),
+        ("redis://:hunter2@h/x", "the database is not a number"),
+        ("redis+sentinel://:hunter2@h", "redis+sentinel: names no service"),
     ],
 )
 def test_store_refused(url: str, message: str) -> None:

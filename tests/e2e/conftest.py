@@ -85,7 +85,9 @@ class Rig:
         self._log = io.BytesIO()
         self._exposition = ""
 
-    async def start(self, stack, *scripts, chain=None, server=None, upstreams=None, upstream=None, buffer=None):
+    async def start(
+        self, stack, *scripts, chain=None, server=None, upstreams=None, upstream=None, buffer=None, store="memory:"
+    ):
         """One upstream for each of `scripts`; `upstreams` are the tables of each, `upstream` is for all of them.
 
         chain: the tables of the plugins; buffer: what the kernel holds of an upstream's reply, in bytes.
@@ -104,7 +106,8 @@ class Rig:
         document = {
             "server": {"port": 0, **(server or {})},
             "admin": {"port": 0},
-            "store": {"url": "memory:"},
+            # This machine is busy with other tests: nothing is to be late.
+            "store": {"url": store} if store == "memory:" else {"url": store, "timeout_ms": 5000},
             "upstreams": tables,
             "plugins": [AUTH, moderation()] if chain is None else chain,
         }

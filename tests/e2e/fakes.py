@@ -1,11 +1,13 @@
 """A moderator and a plugin for these tests, found beside their relay.toml as anybody's would be."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
-from relay.moderator import PASS, Moderator
-from relay.plugin import Plugin
+from relay.moderator import PASS, Moderator, Verdict
+from relay.plugin import Plugin, Reply
+from relay.pure.openai import Chunk
 
 
 class Waiting(Moderator):
@@ -77,3 +79,41 @@ class _Metered:
         if (chunk.json or {}).get("usage"):
             Meter.seen.append(chunk.json["usage"])
         self._sink.feed(chunk)
+
+
+class Blocking(Moderator):
+    """Blocks a text that holds `word`."""
+
+    word: str = "ponder"
+
+    async def check(self, text, context):
+        return Verdict("block", "odd") if self.word in text else PASS
+
+
+class Stopped(Plugin):
+    """Lets a request go on only when its exchange has been stopped."""
+
+    async def on_request(self, ex):
+        while ex.stopped is None:
+            await asyncio.sleep(0)
+
+
+class Answering(Plugin):
+    """Answers in the place of an upstream, as a cache does."""
+
+    text: str = ""
+
+    async def on_request(self, ex):
+        if ex.request.stream:
+            frame = {"choices": [{"index": 0, "delta": {"content": self.text}, "finish_reason": "stop"}]}
+            return Reply((Chunk.event(frame),))
+        message = {"role": "assistant", "content": self.text}
+        frame = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return Reply((Chunk.body(json.dumps(frame).encode()),))
+
+
+class Failing(Plugin):
+    """Fails when a reply begins."""
+
+    def on_stream(self, ex, sink):
+        raise ZeroDivisionError

@@ -218,7 +218,7 @@ async def test_without_the_plugin_there_is_no_such_path(serve):
         assert (404, "not_found") == (response.status, (await response.json())["error"]["code"])
 
 
-async def test_the_profile(serve, open_chain):
+async def test_the_profile(serve, open_chain, tmp_path):
     """What `relay init --profile bingcheng` writes serves the page's requests with the page's replies."""
     [auth] = open_chain
     profile = tomllib.loads(starter("bingcheng"))
@@ -227,6 +227,7 @@ async def test_the_profile(serve, open_chain):
         lambda request: streamed(FRAMES) if request.streams else whole(BODY),
         chain=[{**table, "keys": auth["keys"]} if table["use"] == "auth" else table for table in profile["plugins"]],
         upstream={"models": upstream["models"]},
+        store=f"{profile['store']['url']}{tmp_path}",
     )
     for number, (data, reply) in enumerate(((REQUEST, b"".join(FRAMES)), (UNSTREAMED, BODY)), 1):
         async with rig.session.post(rig.url + PATH, data=data) as response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from itertools import pairwise
 
 import openai
 import pytest
@@ -32,7 +33,7 @@ def limiter(rig):
 
 def slots(rig):
     """How many requests are counted as open."""
-    return sum(caller.in_flight for caller in limiter(rig)._callers.values())
+    return limiter(rig)._limiter.here.in_flight("key", "tester")
 
 
 def told(headers):
@@ -187,6 +188,32 @@ class TestInFlight:
         assert 0 == slots(rig)
 
 
+class TestTokens:
+    async def test_what_was_used(self, serve, limited):
+        """The upstream's usage counts, which the client did not ask for and does not see; or what was sent, if it says none."""
+        usage = frames.stream(["Hel", "lo"], tokens=(700, 50))
+        rig = await serve(
+            [streamed(usage), streamed(HELLO), whole(frames.body("Hi", tokens=(30, 20))), streamed(HELLO)],
+            chain=limited(tokens_per_minute=10_000, characters_per_minute=20_000),
+        )
+        names = [f"x-ratelimit-remaining-{what}" for what in ("tokens", "characters")]
+        left = []
+        for count, stream in enumerate((True, True, False, True), 1):
+            reply = await rig.ask(stream=stream, max_tokens=100)
+            left.append([int(reply.headers[name]) for name in names])
+            await rig.ended(count)
+            assert not stream or b'"usage"' not in reply.data
+        assert [True, True, None] == [
+            (request.json.get("stream_options") or {}).get("include_usage")
+            for request in list(rig.upstream.requests)[:3]
+        ]
+        assert 750 == left[0][0] - left[1][0]
+        assert 0 < left[1][0] - left[2][0] < 50
+        assert 50 == left[2][0] - left[3][0]
+        prompt = 20_000 - 400 - left[0][1]
+        assert [prompt + 5, prompt + 8, prompt + 2] == [before[1] - after[1] for before, after in pairwise(left)]
+
+
 class TestOpenAi:
     async def test_it_raises_its_own_error(self, serve, limited):
         """RateLimitError with our code, and the headers where it looks for them."""
@@ -208,7 +235,7 @@ class TestOpenAi:
 
         async def pass_the_time(seconds):
             waits.append(seconds)
-            limiter(rig)._callers.clear()
+            limiter(rig)._limiter.here._callers.clear()
 
         monkeypatch.setattr("anyio.sleep", pass_the_time)
         client = await rig.sdk()

@@ -71,7 +71,7 @@ DEFAULTS = {"temperature": 0.2, "max_tokens": 2048, "top_p": 1.0, "n": 1}
 
 
 @pytest.fixture
-async def relay(serve, open_chain):
+async def relay(serve, open_chain, tmp_path):
     """`rig, ask = await relay(script, *more)`: the profile's chain and models, with the rig's key, and more plugins."""
     [auth] = open_chain
     profile = tomllib.loads(starter("talkbot"))
@@ -79,7 +79,8 @@ async def relay(serve, open_chain):
 
     async def start(script, *more):
         chain = [{**table, "keys": auth["keys"]} if table["use"] == "auth" else table for table in profile["plugins"]]
-        rig = await serve(script, chain=[*chain, *more], upstream={"models": upstream["models"]})
+        store = f"{profile['store']['url']}{tmp_path}"
+        rig = await serve(script, chain=[*chain, *more], upstream={"models": upstream["models"]}, store=store)
 
         async def ask(data, **headers):
             async with rig.session.post(rig.chat_url, data=data, headers=headers) as response:

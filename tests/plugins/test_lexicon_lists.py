@@ -171,7 +171,7 @@ async def test_every_label_is_a_metric(tmp_path: Path) -> None:
     """What is found is counted under its list's label."""
     metrics = Metrics([], [])
     lexicon = Lexicon(words=("a",), label="politics", lists=(WordList(words=("b",), label="abuse"),))
-    async with lexicon.lifespan(Services(configure(), metrics, tmp_path)):
+    async with lexicon.lifespan(Services(configure(), metrics, tmp_path, tmp_path)):
         metrics.moderated(ModerationTally(violations={("lexicon", "politics"): 2, ("lexicon", "abuse"): 3}))
     exposition, _ = await asyncio.to_thread(metrics.render)
     counted = [line for line in exposition.decode().splitlines() if 'moderator="lexicon"' in line]
@@ -276,7 +276,7 @@ async def test_files_are_watched(lexicon: Lexicon, path: Path, tmp_path: Path, m
     """A changed file is in force for what begins afterwards; a bad one is warned about once and changes nothing."""
     monkeypatch.setattr(moderator, "LOOK_S", 0.001)
     log = Lines()
-    async with asyncio.timeout(30), lexicon.lifespan(Services(log, Metrics([], []), tmp_path)):
+    async with asyncio.timeout(30), lexicon.lifespan(Services(log, Metrics([], []), tmp_path, tmp_path)):
         old = lexicon.scanner()
         assert not old.feed("aa")
 
@@ -307,7 +307,7 @@ async def test_a_fault_is_no_end_of_watching(lexicon: Lexicon, tmp_path: Path, m
     log = Lines()
     with monkeypatch.context() as patch:
         patch.setattr(Lexicon, "_reread", lambda lexicon: 1 / 0)
-        async with asyncio.timeout(30), lexicon.lifespan(Services(log, Metrics([], []), tmp_path)):
+        async with asyncio.timeout(30), lexicon.lifespan(Services(log, Metrics([], []), tmp_path, tmp_path)):
             for _ in range(2):
                 assert ("exception", "lexicon_kept", {}) == await log.lines.get()
     assert ["aaa"] == found(lexicon, "aaa")
@@ -315,7 +315,7 @@ async def test_a_fault_is_no_end_of_watching(lexicon: Lexicon, tmp_path: Path, m
 
 async def test_nothing_to_watch(lexicon: Lexicon, tmp_path: Path) -> None:
     """A lexicon without files starts no task; one with files leaves none behind."""
-    services = Services(configure(), Metrics([], []), tmp_path)
+    services = Services(configure(), Metrics([], []), tmp_path, tmp_path)
     before = asyncio.all_tasks()
     async with Lexicon(words=("a",)).lifespan(services):
         assert before == asyncio.all_tasks()

@@ -10,15 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.chain import Chain
+from relay.delivery import StreamDelivery
 from relay.errors import Reject
-from relay.exchange import CALLER, Exchange, Operation
+from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
+from relay.keys import API_KEY, ApiKey, Limits
+from relay.limits import Here
 from relay.metrics import REFUSALS
 from relay.options import ConfigError, Context, build
 from relay.plugin import Plugin
 from relay.secret import Secret
-from relay.testing.reply import exchange
+from relay.testing import frames
+from relay.testing.reply import HandBody, Kept, exchange
 from relay_plugins.auth import Auth, ConfiguredKey
-from relay_plugins.rate_limit import Override, RateLimit, duration
+from relay_plugins.rate_limit import Override, RateLimit, Together, duration
 
 HEADERS = tuple(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))
 
@@ -65,8 +69,16 @@ class Callers:
         return caught.value, ex
 
     def open(self, caller: str = "ann") -> int:
-        known = self.plugin._callers.get(caller)
-        return known.in_flight if known is not None else 0
+        return self.here.in_flight("key", caller)
+
+    @property
+    def here(self) -> Here:
+        return self.plugin._limiter.here
+
+    @property
+    def known(self) -> list[str]:
+        """Of whom something is kept."""
+        return [name for _, name in self.here._callers]
 
 
 def told(ex: Exchange) -> tuple[str, ...]:
@@ -243,11 +255,11 @@ async def test_callers_are_forgotten() -> None:
     callers = Callers(requests_per_minute=60, overrides={"ann": Override(requests_per_minute=60_000)})
     for number in range(1000):
         await callers.asked(f"key-{number}")
-    assert 1000 == len(callers.plugin._callers)
+    assert 1000 == len(callers.known)
     callers.clock.now += 1
     for _ in range(501):
         await callers.asked()
-    assert ["ann"] == [*callers.plugin._callers]
+    assert ["ann"] == callers.known
 
 
 async def test_who_is_not_forgotten() -> None:
@@ -259,7 +271,7 @@ async def test_who_is_not_forgotten() -> None:
     callers.clock.now += 15
     for number in range(100):
         await callers.asked(f"other-{number}")
-    assert {"streaming", "busy"} <= set(callers.plugin._callers)
+    assert {"streaming", "busy"} <= set(callers.known)
     assert ("60", "44", "16s") == told(await callers.asked("busy"))
     assert 1 == callers.open("streaming")
     await callers.plugin.on_end(streaming)
@@ -269,11 +281,221 @@ async def test_who_is_not_forgotten() -> None:
 async def test_forgetting_changes_nothing(taken: list[tuple[str, str, float]]) -> None:
     """Every answer is the one that is given where nobody is ever forgotten."""
     one, other = (Walk(requests_per_minute=30, burst=4, concurrent_streams=3) for _ in range(2))
-    other.callers.plugin._forget = lambda now: None  # type: ignore[method-assign]
+    other.callers.here.forget = lambda now: None  # type: ignore[method-assign]
     for step in taken:
         await one.step(*step)
         await other.step(*step)
         assert [(ex[CALLER], told(ex)) for ex in one.open] == [(ex[CALLER], told(ex)) for ex in other.open]
+
+
+# Tokens and characters
+
+PROMPT = "word " * 100  # 500 characters, about 120 tokens and 4 for the message
+
+
+def asking(callers: Callers, caller: str = "ann", **chat: Any) -> Exchange:
+    ex = exchange(**{"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 76, **chat})
+    ex[CALLER] = caller
+    ex.loop = callers.clock  # type: ignore[assignment]
+    return ex
+
+
+def left(ex: Exchange, what: str) -> tuple[str, ...]:
+    return tuple(ex.reply_headers[f"x-ratelimit-{name}-{what}"] for name in ("limit", "remaining", "reset"))
+
+
+async def answered(callers: Callers, ex: Exchange, *events: bytes, kind: OutcomeKind = "completed") -> None:
+    """The reply comes, and the request ends."""
+    body, kept = HandBody(), Kept()
+    ex.asked = True
+    StreamDelivery(ex, callers.plugin.on_stream(ex, kept), body).start()
+    ex.loop.call_soon = lambda call, *args: call(*args)  # type: ignore[attr-defined]
+    body.say(*events)
+    body.eof()
+    ex.outcome = Outcome(kind)
+    await callers.plugin.on_end(ex)
+
+
+async def test_tokens_as_the_upstream_counts_them() -> None:
+    """An estimate of the prompt and the longest reply is taken, and in the end the usage counts."""
+    callers = Callers(tokens_per_minute=1000)
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    assert ex.needs_usage
+    assert ("1000", "800", "1m5s") == left(ex, "tokens")
+    assert "x-ratelimit-limit-characters" not in ex.reply_headers
+    await answered(callers, ex, *frames.stream(["Hello"], tokens=(130, 20)))
+    ex = asking(callers, n=2)
+    await callers.plugin.on_request(ex)
+    assert ("1000", str(1000 - 150 - 124 - 2 * 76), "1m5s") == left(ex, "tokens")
+
+
+async def test_tokens_as_we_count_them() -> None:
+    """Without a usage what was sent counts, estimated; of an upstream that failed nothing does, if nothing came."""
+    callers = Callers(tokens_per_minute=1000)
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    await answered(callers, ex, *frames.stream(["Hello, world! " * 10]))
+    after = asking(callers, max_tokens=None)
+    await callers.plugin.on_request(after)
+    assert str(1000 - 124 - 34 - 124 - 512) == left(after, "tokens")[1]
+    await answered(callers, after, frames.error(), kind="upstream_error")
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    assert str(1000 - 124 - 34 - 200) == left(ex, "tokens")[1]
+    await callers.plugin.on_end(ex)  # refused by a later plugin: no upstream was asked
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    assert str(1000 - 124 - 34 - 200) == left(ex, "tokens")[1]
+
+
+async def test_characters() -> None:
+    """Of the prompt as it came and the reply as it was sent, exactly."""
+    callers = Callers(characters_per_minute=2000)
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    assert not ex.needs_usage
+    assert ("2000", str(2000 - 500 - 4 * 76), "1m5s") == left(ex, "characters")
+    await answered(callers, ex, *frames.stream(["Hel", "lo 世界"], tokens=(130, 20)))
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    assert str(2000 - 508 - 804) == left(ex, "characters")[1]
+
+
+async def test_over_the_tokens() -> None:
+    """429 with a wait that is right, at no cost to the rate of requests."""
+    callers = Callers(tokens_per_minute=300, requests_per_minute=60)
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    callers.clock.now += 10
+    for _ in range(3):
+        refused = asking(callers)
+        with pytest.raises(Reject) as caught:
+            await callers.plugin.on_request(refused)
+        error = caught.value
+        assert (429, "rate_limit_exceeded", "55") == (error.status, error.code, error.headers["Retry-After"])
+        assert {
+            "message": "Rate limit reached on tokens per minute: limit 300, 100 left. Try again in 55s.",
+            "type": "tokens",
+            "param": None,
+            "code": "rate_limit_exceeded",
+        } == json.loads(error.body)["error"]
+        assert ("300", "100", "55s") == left(refused, "tokens")
+        assert "60" == refused.reply_headers["x-ratelimit-remaining-requests"]
+    callers.clock.now += 55
+    await callers.plugin.on_request(asking(callers))
+
+
+async def test_a_prompt_that_never_fits() -> None:
+    """Waiting does not help, and clients are told so. A reply that may be longer than fits is taken for all there is."""
+    callers = Callers(tokens_per_minute=150, characters_per_minute=499)
+    with pytest.raises(
+        Reject, match=r"Request too large on characters per minute: limit 499, .* 500\. Send less"
+    ) as caught:
+        await callers.plugin.on_request(asking(callers))
+    assert (429, "characters") == (caught.value.status, json.loads(caught.value.body)["error"]["type"])
+    assert "Retry-After" not in caught.value.headers
+    assert "false" == caught.value.headers["x-should-retry"]
+    callers = Callers(tokens_per_minute=150)
+    ex = asking(callers, max_tokens=100_000)
+    await callers.plugin.on_request(ex)
+    assert "0" == left(ex, "tokens")[1]
+
+
+async def test_a_large_prompt_is_measured_elsewhere() -> None:
+    """In a thread, and it comes to the same."""
+    callers = Callers(characters_per_minute=1_000_000)
+    ex = asking(callers, messages=[{"role": "user", "content": "a" * 100_000}], max_tokens=1)
+    await callers.plugin.on_request(ex)
+    assert str(1_000_000 - 100_004) == left(ex, "characters")[1]
+
+
+async def test_without_such_a_limit_nobody_counts() -> None:
+    """The way back is left as it is, and the upstream is not asked for its usage."""
+    callers = Callers(total=Together(requests_per_minute=5))
+    ex, kept = asking(callers), Kept()
+    await callers.plugin.on_request(ex)
+    assert kept is callers.plugin.on_stream(ex, kept)
+    assert not ex.needs_usage
+
+
+async def test_lists_take_no_tokens() -> None:
+    """They count as requests, and are not kept from those who have no tokens left."""
+    callers = Callers(
+        tokens_per_minute=200, characters_per_minute=5000, models={"gpt-4": Together(concurrent_streams=1)}
+    )
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    await answered(callers, ex, *frames.stream(["a"], tokens=(130, 2000)))
+    for operation in ("models", "quota", "models"):
+        listed = await callers.asks(operation=operation)
+        assert "x-ratelimit-limit-tokens" not in listed.reply_headers
+
+
+# Whose limits
+
+
+async def test_a_model_for_everybody() -> None:
+    """All keys together; another model has none, and a refusal takes nothing of the key's."""
+    callers = Callers(requests_per_minute=60, models={"gpt-4": Together(requests_per_minute=2)})
+    for caller, tightest in (("ann", ("2", "1", "30s")), ("bob", ("2", "0", "1m0s"))):
+        ex = asking(callers, caller)
+        await callers.plugin.on_request(ex)
+        assert tightest == told(ex)
+    refused = asking(callers, "eve")
+    message = r"Rate limit reached for the model gpt-4 on requests per minute: limit 2, 2 at once\. Try again in 30s\."
+    with pytest.raises(Reject, match=message):
+        await callers.plugin.on_request(refused)
+    assert ("2", "0", "1m0s") == told(refused)
+    ex = asking(callers, "eve", model="gpt-3.5")
+    await callers.plugin.on_request(ex)
+    assert ("60", "59", "1s") == told(ex)
+
+
+async def test_all_together() -> None:
+    """Over all keys and models, lists too; a slot of one is given back when another refuses."""
+    callers = Callers(total=Together(concurrent_streams=2), models={"gpt-4": Together(concurrent_streams=1)})
+    ex = asking(callers)
+    await callers.plugin.on_request(ex)
+    with pytest.raises(Reject, match=r"Too many requests in flight for the model gpt-4: limit 1\."):
+        await callers.plugin.on_request(asking(callers, "bob"))
+    listed = await callers.asks("bob", "models")
+    with pytest.raises(Reject, match=r"Too many requests in flight for all requests together: limit 2\."):
+        await callers.plugin.on_request(asking(callers, "eve", model="other"))
+    assert (1, 1, 0) == (callers.open(), callers.open("bob"), callers.open("eve"))
+    await callers.plugin.on_end(ex)
+    await callers.plugin.on_end(listed)
+    await callers.plugin.on_request(asking(callers, "eve"))
+
+
+async def test_the_keys_own_limits() -> None:
+    """Those come first, then the file's for its name, then the file's for all."""
+    callers = Callers(
+        requests_per_minute=60, concurrent_streams=1, overrides={"ann": Override(requests_per_minute=120)}
+    )
+    for caller, own, limit in (
+        ("ann", Limits(), "120"),
+        ("ann", Limits(requests_per_minute=240), "240"),
+        ("bob", Limits(concurrent_streams=9), "60"),
+        ("bob", Limits(burst=7), "7"),
+        ("eve", Limits(requests_per_minute=2**53 - 1), "100000000"),
+    ):
+        ex = callers.exchange(caller)
+        ex[API_KEY] = ApiKey(name=caller, limits=own)
+        await callers.plugin.on_request(ex)
+        assert limit == told(ex)[0]
+        await callers.plugin.on_end(ex)
+
+
+async def test_limits_that_change() -> None:
+    """What a key has used stays used when its limits become others: so many requests, whatever they cost."""
+    callers = Callers(requests_per_minute=60)
+    for _ in range(10):
+        await callers.asked()
+    ex = callers.exchange()
+    ex[API_KEY] = ApiKey(name="ann", limits=Limits(requests_per_minute=600))
+    await callers.plugin.on_request(ex)
+    assert ("600", "589", "1.1s") == told(ex)
 
 
 # The configuration
@@ -312,8 +534,15 @@ def configured(**table: object) -> RateLimit:
 
 def test_from_a_file() -> None:
     """The tables of a configuration, as they are read."""
-    plugin = configured(requests_per_minute=10, overrides={"ann": {"burst": 3}})
+    plugin = configured(
+        requests_per_minute=10,
+        overrides={"ann": {"burst": 3}},
+        models={"gpt-4": {"tokens_per_minute": 9000}},
+        total={"concurrent_streams": 500},
+    )
     assert {"ann": Override(burst=3)} == plugin.overrides
+    assert {"gpt-4": Together(tokens_per_minute=9000)} == plugin.models
+    assert Together(concurrent_streams=500) == plugin.total
 
 
 @pytest.mark.parametrize(
@@ -325,6 +554,10 @@ def test_from_a_file() -> None:
         ({"overrides": {"ann": {"burst": 0}}}, r"plugins\[2\].overrides.ann.burst: "),
         ({"overrides": {"ann": {"brust": 1}}}, r"plugins\[2\].overrides.ann.brust: unknown key; did you mean 'burst'"),
         ({"requests_per_second": 1}, "unknown option 'requests_per_second'"),
+        ({"tokens_per_minute": 100_000_001}, r"plugins\[2\].tokens_per_minute: "),
+        ({"models": {"gpt-4": {}}}, r"plugins\[2\].models.gpt-4: there is no limit in it; set one"),
+        ({"total": {"burst": 1}}, r"plugins\[2\].total: burst belongs to requests_per_minute"),
+        ({"name": "a b"}, r"plugins\[2\].name: "),
     ],
 )
 def test_a_configuration_that_cannot_be_meant(table: dict[str, object], problem: str) -> None:

@@ -34,6 +34,7 @@ from relay.moderator import (
 )
 from relay.options import ConfigError, build
 from relay.options import Context as OptionContext
+from relay.secret import Secret
 from relay.testing.reply import Lent
 from relay_plugins.tencent import Tencent
 from relay_plugins.tencent.answer import joined, verdict
@@ -796,3 +797,12 @@ def test_what_the_relay_asks() -> None:
 def test_its_labels() -> None:
     """Metrics tell them apart."""
     assert {"Porn", "Ad", "Abuse"} <= Tencent.labels
+
+
+def test_its_account() -> None:
+    """Whoever calls with one key shares the service's limit, whatever else he has set."""
+    first, same, other = (
+        Tencent(secret_id=Secret(key), secret_key=Secret("k"), calls_per_second=calls)
+        for key, calls in (("AKID1", 10), ("AKID1", 20), ("AKID2", 10))
+    )
+    assert first.account == same.account != other.account

@@ -157,3 +157,23 @@ def test_waiting_never_harms(
     assert one.remaining <= other.remaining
     assert one.reset_s >= other.reset_s
     assert one.allowed <= other.allowed
+
+
+@given(requests, periods, bursts, clocks, waits)
+def test_passes_says_what_ask_does(count: int, period_s: float, burst: int, start: float, waited: list[float]) -> None:
+    bucket, tat = Bucket(count, period_s, burst), NEVER
+    for now in times_of(start, count / period_s, waited):
+        allowed = bucket.passes(tat, now)
+        decision, tat = bucket.ask(tat, now)
+        assert allowed is decision.allowed
+
+
+@given(requests, requests, bursts, clocks, st.integers(0, 40))
+def test_a_caller_whose_bucket_is_another_one(count: int, other: int, burst: int, start: float, asked: int) -> None:
+    """As many of its requests have not come back; one who never asked has not asked."""
+    one, another = Bucket(count, 60.0, burst), Bucket(other, 60.0, 40)
+    assert one.moved(NEVER, start, another) == NEVER
+    tat = NEVER
+    for _ in range(min(asked, burst)):
+        _, tat = one.ask(tat, start)
+    assert 40 - min(asked, burst) == another.look(one.moved(tat, start, another), start).remaining

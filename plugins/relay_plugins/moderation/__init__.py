@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from relay.consultant import Consultant
+from relay.degraded import degraded
 from relay.errors import RelayError
 from relay.exchange import Exchange, Key
 from relay.gate import Gate, Said
@@ -66,7 +67,11 @@ class Label(Table, frozen=True, kw_only=True):
 
 
 class Moderation(Plugin):
-    """Moderates requests and replies."""
+    """Moderates requests and replies.
+
+    share_verdicts: for `cache_s` verdicts on pieces of requests are kept in the store too, for all processes; of the text
+    no more goes there than a hash of it and of the moderator's options. Of moderators only whose calls are limited.
+    """
 
     moderators: tuple[Moderator, ...]
     request: Literal["before", "parallel", "off"] = "before"
@@ -85,6 +90,7 @@ class Moderation(Plugin):
     opaque: Literal["pass", "drop"] = "pass"
     labels: dict[str, Label] = dataclasses.field(default_factory=dict)
     cache_s: Annotated[int, Meta(ge=0)] = 300
+    share_verdicts: bool = True
     lead_chars: Annotated[int, Meta(ge=0)] = 200
 
     _policy: Policy = dataclasses.field(init=False)
@@ -139,7 +145,7 @@ class Moderation(Plugin):
         services.metrics.add_moderator("guard", {"evasion"})
         for name, moderator in self._asked:
             services.metrics.add_moderator(name, moderator.labels | self.labels.keys())
-        self._judge = self._new_judge() if self._asked else None
+        self._judge = self._new_judge(services) if self._asked else None
         self._requests = Requests(
             self._scanning,
             self._judge,
@@ -161,13 +167,17 @@ class Moderation(Plugin):
                 if self._judge is not None:
                     await self._judge.close()
 
-    def _new_judge(self) -> Judge:
+    def _new_judge(self, services: Services) -> Judge:
+        pulse = services.pulse
         consultants = [
             Consultant(
                 name,
                 moderator,
                 deadline_s=self.deadline_ms / 1000,
                 cache_s=self.cache_s,
+                store=services.store,
+                replicas=lambda: pulse.replicas if pulse is not None else 1,
+                share_verdicts=self.share_verdicts,
                 log=self._log,
                 metrics=self._metrics,
             )
@@ -184,6 +194,8 @@ class Moderation(Plugin):
         elif self.request == "parallel":
             scanned = await self._requests.scan(ex)  # for nothing, and before an upstream is paid
             ex[self._verdict] = ex.spawn(self._requests.refusal(ex, scanned))
+        if self._judge is not None and self._judge.degraded:
+            degraded(ex, self._metrics, "moderation")
         return None
 
     # Replies

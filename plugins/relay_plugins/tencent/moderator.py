@@ -96,6 +96,10 @@ class Tencent(Moderator):
         self._unknown = set()
 
     @property
+    def account(self) -> str:
+        return f"tencent {self._url.host} {self.secret_id.reveal()}"
+
+    @property
     def in_order(self) -> bool:
         return self.session
 

@@ -1,0 +1,156 @@
+"""How a worker takes connections from a socket that it shares: one in a turn of its loop, and none while others have fewer.
+
+Left to themselves, workers share badly when many come at once, as after a restart of the balancer in front: the one that
+wakes first takes nearly all (on two cores at work, up to 96 of 100), for as long as their streams last. So each writes on a
+common board how many connections it has, and one that has more than another leaves what comes to that one for `YIELD_S`.
+What is still there after that it takes, more each time: the other one may be standing still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from relay.http import Listener
+
+# Long enough for a process that sleeps to wake; nobody notices it in the time that a connection takes.
+YIELD_S = 0.004
+MAX_AT_ONCE = 64
+# Without descriptors or memory for another connection, it waits in the kernel's queue; another worker may have some.
+PAUSE_S = 0.2
+
+# Numbers of workers are below twice as many as there are; one beyond the board shares as the kernel has it.
+_PLACES = 1024
+_ABSENT = -1
+
+
+class Board:
+    """How many connections each worker has; a file that all of them map."""
+
+    def __init__(self, folder: Path) -> None:
+        with (folder / "connections").open("r+b") as file:
+            self._places = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+
+    @classmethod
+    def make(cls, folder: Path) -> Board:
+        """A new one, on which nobody stands."""
+        (folder / "connections").write_bytes(_ABSENT.to_bytes(8, "little", signed=True) * _PLACES)
+        return cls(folder)
+
+    def write(self, worker: int, connections: int) -> None:
+        if worker < _PLACES:
+            self._places[worker] = connections
+
+    def remove(self, worker: int) -> None:
+        """It takes no more."""
+        self.write(worker, _ABSENT)
+
+    def least(self) -> int:
+        """The fewest that one of those has who stand on it."""
+        return min((number for number in self._places if number != _ABSENT), default=0)
+
+
+class SharedSite(web.BaseSite):
+    """Serves a runner's `Listener` on a listening socket that other processes accept on too."""
+
+    __slots__ = ("_board", "_listener", "_sock", "_worker")
+
+    def __init__(
+        self, runner: web.BaseRunner, listener: Listener, sock: socket.socket, board: Board, worker: int
+    ) -> None:
+        super().__init__(runner)
+        self._listener = listener
+        self._sock = sock
+        self._board = board
+        self._worker = worker
+
+    @property
+    def name(self) -> str:
+        return f"shared {self._sock.getsockname()}"
+
+    async def start(self) -> None:
+        await super().start()
+        # Of a server, a site asks no more than to close it.
+        self._server = _Acceptor(self._listener, self._sock, self._board, self._worker)  # type: ignore[assignment]
+
+
+class _Acceptor:
+    """Closed, it leaves connections alone that were taken."""
+
+    def __init__(self, listener: Listener, sock: socket.socket, board: Board, worker: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._sock = sock
+        self._board = board
+        self._worker = worker
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._at_once = 1
+        listener.on_count = self._count
+        self._count(listener.count)
+        self._loop.add_reader(sock, self._come)
+
+    def _count(self, connections: int) -> None:
+        self._board.write(self._worker, connections)
+
+    def _come(self) -> None:
+        """There is somebody, or was when this process was woken."""
+        least = self._board.least()
+        if self._listener.count + len(self._tasks) > least + 1 + least // 8:
+            self._rest(YIELD_S, self._still)
+        else:
+            self._take()
+
+    def _still(self) -> None:
+        """Those who have fewer have had their turn."""
+        for _ in range(self._at_once):
+            if not self._take():
+                self._at_once = 1
+                break
+        else:
+            self._at_once = min(MAX_AT_ONCE, 2 * self._at_once)
+        if self._pause is None:
+            self._listen()
+
+    def _take(self) -> bool:
+        """Whether there was one."""
+        try:
+            connection, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False  # another worker was faster, or the client has left
+        except OSError:
+            self._rest(PAUSE_S, self._listen)
+            return False
+        connection.setblocking(False)
+        task: asyncio.Task[object] = self._loop.create_task(
+            self._loop.connect_accepted_socket(self._listener, connection)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock, self._come)
+
+    def _rest(self, seconds: float, then: Callable[[], None]) -> None:
+        self._loop.remove_reader(self._sock)
+
+        def over() -> None:
+            self._pause = None
+            then()
+
+        self._pause = self._loop.call_later(seconds, over)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock)
+        if self._pause is not None:
+            self._pause.cancel()
+        self._listener.on_count = None
+        self._board.remove(self._worker)
+        self._sock.close()

@@ -1,0 +1,1 @@
+"""The commands that look after a relay: keys, balances, the audit log. What they do is `relay.administration`'s."""

@@ -1,0 +1,122 @@
+"""`workers = N`, the whole of it: what the supervisor's process opens, and what it answers.
+
+It owns the public socket, the admin listener, the counts of all and the embedded store; `relay.supervisor` keeps the workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from relay.admin import Admin
+from relay.admin_api import AdminApi
+from relay.administration import Administration
+from relay.config import Config
+from relay.http import Listener
+from relay.log import Logger
+from relay.metrics import Metrics
+from relay.metrics.workers import SUPERVISOR, share, shared_folder
+from relay.secret import Secret
+from relay.serve import Reader, accept, allow_many_files, listening, logged_by, terminal_gone
+from relay.store.opening import opened
+from relay.store.port import Store
+from relay.supervisor import Means, Source, Supervisor
+
+# How often what the supervisor knows of its store is written where it is read.
+LOOK_S = 1.0
+
+
+class Desk:
+    """What the admin listener answers: anew whenever a worker says what is served."""
+
+    def __init__(self, store: Store | None, token: Secret | None, log: Logger) -> None:
+        self._store = store
+        self._token = token
+        self._log = log
+        self._supervisor: Supervisor
+        self._admin: Admin
+
+    def open(self, supervisor: Supervisor) -> None:
+        """Before the first request. Which keys are configured, and what is granted, the first worker says that serves."""
+        self._supervisor = supervisor
+        self._admin = Admin(supervisor.metrics, supervisor.readiness, self._token)
+
+    def described(self, key_names: Collection[str], grants: Mapping[str, int]) -> None:
+        store, asked = self._store, self._supervisor
+        api = AdminApi(None if store is None else Administration(store, key_names, grants), self._log)
+        self._admin = Admin(asked.metrics, asked.readiness, self._token, api)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._admin.handle(request)
+
+
+async def _look(metrics: Metrics) -> None:
+    """Let what the supervisor knows of its store be read, until cancelled."""
+    while True:
+        metrics.look()
+        await asyncio.sleep(LOOK_S)
+
+
+async def supervise(text: str, config: Config, log: Logger, *, log_level: str, reader: Reader = "push") -> None:
+    """Serve with several workers until a signal says otherwise. `text` is what `config` was read from. Raises ConfigError."""
+    allow_many_files()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logged_by(log))
+    server, admin = config.server, config.admin
+    async with AsyncExitStack() as stack:
+        admin_sockets = await listening(stack, admin.host, admin.port, what="admin listener")
+        sockets = await listening(stack, server.host, server.port, what="public listener")
+        folder = stack.enter_context(shared_folder())
+        share(folder, SUPERVISOR)
+        metrics = Metrics((), ())
+        data = config.store.data(config.folder)
+        store = await stack.enter_async_context(
+            opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics)
+        )
+        means = Means(
+            sockets=sockets,
+            store_url=config.store.url.reveal(),
+            store_prefix=config.store.prefix,
+            metrics=folder,
+            data=data,
+            log_level=log_level,
+            reader=reader,
+        )
+
+        def serving() -> None:
+            log.info(
+                "serving",
+                host=server.host,
+                port=sockets[0].getsockname()[1],
+                admin_host=admin.host,
+                admin_port=admin_port,
+                workers=server.workers,
+            )
+
+        desk = Desk(store, admin.token, log)
+        supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described)
+        desk.open(supervisor)
+        _, admin_port = await accept(stack, Listener(desk.handle), admin_sockets)
+        stack.callback(loop.create_task(_look(metrics)).cancel)
+        had_terminal = os.isatty(2)
+
+        def on_stop() -> None:
+            supervisor.stop()
+            log.info("draining", grace_s=server.drain_s)
+
+        def on_hangup() -> None:
+            if terminal_gone(had_terminal):
+                on_stop()
+            else:
+                supervisor.reload()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_stop)
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        await supervisor.run()
+    log.info("stopped")
