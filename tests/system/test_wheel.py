@@ -91,7 +91,15 @@ def test_it_registers_what_is_built_in(installed):
     moderators = [name for group, name in registered if group == "relay.moderators"]
     assert ["lexicon", "tencent"] == moderators
     plugins = [name for group, name in registered if group == "relay.plugins"]
-    assert ["auth", "bingcheng", "history", "moderation", "parameters", "rate_limit"] == plugins
+    assert ["auth", "bingcheng", "history", "moderation", "parameters", "quota", "rate_limit"] == plugins
+
+
+def test_it_keeps_keys(installed, tmp_path):
+    """The scripts are in it, and the server that comes with it runs them."""
+    (tmp_path / "relay.toml").write_text(run(installed / "relay", "init", cwd=tmp_path))
+    secret = run(installed / "relay", "keys", "create", "shop", cwd=tmp_path).strip()
+    assert secret.startswith("sk-")
+    assert "shop" in run(installed / "relay", "keys", "list", cwd=tmp_path)
 
 
 def test_it_serves(installed, run_demo, curl):
