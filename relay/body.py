@@ -245,10 +245,10 @@ class PushedBody(_DrainingBody):
         if self._reader.is_eof() or self._reader.exception() is not None:
             return
         relay, protocol = cast(object, self._reader._timer), self._reader._protocol
-        if not isinstance(relay, _Relay) or relay.feeding:
+        if isinstance(relay, _Relay) and relay.feeding:
             protocol.pause_reading()
         elif protocol.transport is not None:
-            # Not the parser: it would remember that until it next has something to hand over, and stop behind that,
+            # Not the parser, which hands nothing over now: it would remember that until it does, and stop behind that,
             # when nobody is left to have it go on.
             protocol.transport.pause_reading()
 

@@ -287,13 +287,14 @@ class Limiter:
     async def renew(self, store: Store) -> None:
         """Have the leases of all requests that are open here begin anew."""
         for keys in _batches([*self._leased], SCOPES_AT_ONCE):
-            sent = [
-                self._send(store.run(RENEW, (key,), (LEASE_US, *ids)))
-                for key in keys
-                for ids in _batches([*self._leased.get(key, ())], LEASES_AT_ONCE)
-            ]
+            asked = [(key, ids) for key in keys for ids in _batches([*self._leased.get(key, ())], LEASES_AT_ONCE)]
+            sent = [self._send(store.run(RENEW, (key,), (LEASE_US, *ids))) for key, ids in asked]
             if sent:
                 await asyncio.wait(sent)
+            for key, ids in asked:
+                # Who has ended meanwhile may have been before it: a script that the server has not is sent once more.
+                for ended in set(ids).difference(self._leased.get(key, ())):
+                    self._send(store.run(END, (key, key, key), (ended, 0, 0, 0, 0, 0)))
 
 
 def _batches(all_of_them: Sequence[str], size: int) -> Iterator[Sequence[str]]:

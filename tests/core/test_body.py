@@ -131,6 +131,37 @@ def test_a_consumer_that_has_enough_is_told_no_more() -> None:
     asyncio.run(run())
 
 
+def test_a_pause_for_what_had_come_before_the_body_was_taken() -> None:
+    """Then the parser has nothing in hand, and must not stop behind what it hands over next."""
+
+    class Pausing(Recorder):
+        def on_data(self, told: bytes) -> None:
+            super().on_data(told)
+            if len(self.data) == 1:
+                bodies[0].pause()
+
+    bodies: list[PushedBody] = []
+
+    async def run() -> Recorder:
+        protocol = PushProtocol(asyncio.get_running_loop())
+        transport = Mock(spec=asyncio.Transport)
+        protocol.connection_made(transport)
+        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        protocol.data_received(HEAD + chunk(b"one"))
+        _, reader = await protocol.read()
+        bodies.append(PushedBody(Mock(content=reader)))
+        recorder = Pausing()
+        bodies[0].start(recorder)
+        transport.pause_reading.assert_called()
+        bodies[0].resume()
+        transport.resume_reading.assert_called()
+        protocol.data_received(chunk(b"two") + chunk(b"three") + b"0\r\n\r\n")
+        return recorder
+
+    recorder = asyncio.run(run())
+    assert ([b"one", b"two", b"three"], ["eof"]) == (recorder.data, recorder.ends)
+
+
 @given(st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=12), st.data())
 def test_a_pause_loses_nothing(pieces: list[bytes], data: st.DataObject) -> None:
     """Paused while it is being told something, or between two reads as a slow client has it, a body goes on behind it."""
@@ -141,6 +172,7 @@ def test_a_pause_loses_nothing(pieces: list[bytes], data: st.DataObject) -> None
     reads = [whole[start:end] for start, end in pairwise([0, *sorted(cuts), len(whole)])]
     between = data.draw(st.sets(st.integers(0, len(reads))))
     inside = data.draw(st.sets(st.integers(0, len(pieces))))
+    early = data.draw(st.integers(0, len(reads)))  # reads that come before anybody takes them
 
     class Pausing(Recorder):
         paused = False
@@ -164,15 +196,22 @@ def test_a_pause_loses_nothing(pieces: list[bytes], data: st.DataObject) -> None
         body = PushedBody(Mock(content=reader))
         bodies.append(body)
         recorder = Pausing()
+        for read in reads[:early]:
+            protocol.data_received(read)
         body.start(recorder)
-        for position, read in enumerate(reads):
+
+        def go_on() -> None:
+            while recorder.paused:  # resumed once for each pause, and what that brings may pause it again
+                recorder.paused = False
+                body.resume()
+
+        go_on()
+        for position, read in enumerate(reads[early:], early):
             if position in between:
                 body.pause()
                 body.resume()
             protocol.data_received(read)
-            while recorder.paused:  # resumed once for each pause, and what that brings may pause it again
-                recorder.paused = False
-                body.resume()
+            go_on()
         return recorder
 
     recorder = asyncio.run(run())
