@@ -4,7 +4,8 @@
 #   docker run -p 8080:8080 -p 127.0.0.1:8081:8081 -v ./relay.toml:/etc/relay/relay.toml:ro \
 #     -v relay-data:/var/lib/relay moderelay
 #
-# What the embedded store keeps lives in a volume: [store] url = "embedded:/var/lib/relay".
+# What the embedded store keeps lives in a volume: [store] url = "embedded:/var/lib/relay". With a Redis it is for the
+# journal: [store] data_dir = "/var/lib/relay".
 #
 # In a container both listeners of relay.toml need host = "0.0.0.0". The second has no token on /metrics: do not publish it
 # further than your monitoring. Another package index: --build-arg PIP_INDEX_URL=… (and PIP_TRUSTED_HOST, PIP_CERT as pip

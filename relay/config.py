@@ -81,11 +81,13 @@ class Store(Table, frozen=True, kw_only=True):
 
     prefix: what the names of all keys begin with, so that two relays may use one Redis for different things.
     timeout_ms: how long a request may wait for one answer of the store, finding it included.
+    data_dir: where the relay keeps files of its own, the journal for one; `embedded:DIR` goes before it.
     """
 
     url: Secret = field(default_factory=lambda: Secret("embedded:"))
     prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,32}$")] = "relay"
     timeout_ms: Annotated[int, Meta(ge=1, le=60_000)] = 50
+    data_dir: Annotated[str, Meta(min_length=1)] = "relay-data"
 
     def __post_init__(self) -> None:
         scheme, colon, rest = self.url.reveal().partition(":")
@@ -111,9 +113,9 @@ class Store(Table, frozen=True, kw_only=True):
         return parse_address(self.url.reveal()) if self.scheme in SCHEMES else None
 
     def data(self, folder: Path) -> Path:
-        """Where the relay keeps files of its own: the DIR of `embedded:DIR`, else relay-data; `folder` is relay.toml's."""
+        """Where the relay keeps files of its own: the DIR of `embedded:DIR`, else `data_dir`; `folder` is relay.toml's."""
         rest = self.url.reveal().partition(":")[2] if self.scheme == "embedded" else ""
-        return folder / (rest or "relay-data")
+        return folder / (rest or self.data_dir)
 
 
 class Upstream(Table, frozen=True, kw_only=True):

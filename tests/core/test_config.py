@@ -33,6 +33,7 @@ token = { env = "RELAY_ADMIN_TOKEN" }
 url = "embedded:"
 prefix = "relay"
 timeout_ms = 50
+data_dir = "relay-data"
 
 [[upstreams]]
 name = "main"
@@ -445,3 +446,17 @@ def test_frozen() -> None:
     config = written(UPSTREAM)
     with pytest.raises(AttributeError):
         config.server.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("tables", "where"),
+    [
+        ("", "relay-data"),
+        ('[store]\ndata_dir = "/var/lib/relay"', "/var/lib/relay"),
+        ('[store]\nurl = "redis://h"\ndata_dir = "kept"', "kept"),
+        ('[store]\nurl = "embedded:own"\ndata_dir = "kept"', "own"),
+    ],
+)
+def test_where_files_are_kept(tables: str, where: str) -> None:
+    """Beside relay.toml, if it is not said otherwise."""
+    assert written(tables + "\n" + UPSTREAM).store.data(Path("/etc/relay")) == Path("/etc/relay") / where
