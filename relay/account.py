@@ -7,7 +7,8 @@ whatever processes there are.
 
 When the service says that there were too many calls, that is told to the store: the rate falls for all processes.
 
-While the store does not answer, each process has its part of the calls, paced here (`degraded`).
+While the store does not answer, or so late that its slots are no good any more, each process has its part of the calls,
+paced here (`degraded`).
 """
 
 from __future__ import annotations
@@ -171,6 +172,10 @@ class Account:
         try:
             granted, thousandths = await asked
         except StoreError:
+            granted = None
+        finally:
+            self._asking = None
+        if granted is None or self._loop.time() >= sent_at + BLOCK_S:
             self._fall_back(self._loop.time())
         else:
             self._rate = thousandths / 1000
@@ -179,8 +184,6 @@ class Account:
             self._unused += max(0, self._slots)
             self._slots = granted + min(0, self._slots)
             self._good_until = sent_at + BLOCK_S
-        finally:
-            self._asking = None
         if self._waiting():
             self._want(self._loop.time())
         self._wake()

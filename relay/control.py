@@ -88,12 +88,12 @@ class Line(Generic[T]):
             self._writer.write(msgspec.json.encode(message) + b"\n")
 
     async def receive(self) -> T | None:
-        """What the other one says next; None: it is gone."""
+        """What the other one says next; None: it is gone, or not what it should be."""
         try:
             line = await self._reader.readline()
-        except ConnectionError:
+            return self._decoder.decode(line) if line.endswith(b"\n") else None
+        except (ConnectionError, ValueError):  # of a line that is too long, or that says nothing known
             return None
-        return self._decoder.decode(line) if line.endswith(b"\n") else None
 
     async def close(self) -> None:
         """After what was said has been sent."""

@@ -15,7 +15,8 @@ of its tokens stands. Nothing is ever counted below what was used, but for what 
 lease had run out.
 
 Without an answer of the store, or without a store, this process counts by itself: as many requests as it has open, and
-rates that begin anew, all of them divided by the number of processes that live.
+rates that begin anew, all of them divided by the number of processes that live. What is still open when the store is back is
+counted there with the next renewal of its lease.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import Any, Final, Literal, NamedTuple
 
 from relay.pure.bucket import NEVER, Bucket, Decision
@@ -173,17 +175,22 @@ class Limiter:
             admission = await self._ask(store, id, scopes, share)
             if admission is not None:
                 if admission.refused is None:
-                    self.here.open(scopes)
-                    for scope in scopes:
-                        self._leased.setdefault(self._keys(scope.kind, scope.name)[0], set()).add(id)
+                    self._open(admission)
                 return admission
         replicas = self._replicas() if store is not None else 1
         admission = Admission(id, scopes, share, self.here.ask(scopes, share, replicas, now))
         admission.degraded = store is not None
         if admission.refused is None:
             admission.taken_here = now, replicas
-            self.here.open(scopes)
+            self._open(admission)
         return admission
+
+    def _open(self, admission: Admission) -> None:
+        """It is let in. One that was without the store counts there too, from the next renewal that arrives."""
+        self.here.open(admission.scopes)
+        if self._store is not None:
+            for scope in admission.scopes:
+                self._leased.setdefault(self._keys(scope.kind, scope.name)[0], set()).add(admission.id)
 
     def end(self, admission: Admission, used: Share | None, now: float) -> None:
         """A request that was let in has ended, once. used: what it took in truth; None: what it asked for."""
@@ -193,9 +200,11 @@ class Limiter:
             then, replicas = admission.taken_here
             self.here.correct(admission.scopes, taken, used, replicas, then, now)
         store = self._store
-        if store is None or admission.taken_at is None:
+        if store is None:
             return
-        for scope, taken_at in zip(admission.scopes, admission.taken_at, strict=True):
+        if admission.taken_at is None:  # of what the store counts a minute it took nothing
+            taken, used = NOTHING, None
+        for scope, taken_at in zip(admission.scopes, admission.taken_at or repeat(0), strict=False):
             keys = self._keys(scope.kind, scope.name)
             ids = self._leased.get(keys[0], set())
             ids.discard(admission.id)

@@ -191,7 +191,8 @@ class Supervisor:
         if told.start and wait > 0:
             return wait
         for _ in range(told.start):
-            await self._start(wanted)
+            if self._signals or not await self._start(wanted):
+                break
         settled = all(worker.state == "serving" or worker.deaf for worker in self._workers.values())
         if told == Plan() and not self._trial and settled:
             self._arrived()
@@ -205,7 +206,8 @@ class Supervisor:
             self._log.info("reloaded", workers=self._source.config.server.workers)
         self._arrived_at = self._source
 
-    async def _start(self, source: Source) -> None:
+    async def _start(self, source: Source) -> bool:
+        """Start a worker. Whether that could be; if not, it is tried again later."""
         loop = asyncio.get_running_loop()
         number = free_number(worker.member for worker in self._workers.values())
         means = self._means
@@ -224,7 +226,8 @@ class Supervisor:
             ours.close()
             self._log.error("a worker cannot be started", reason=error.strerror)
             self._again_later(lived_s=0.0)
-            return
+            self._news.set()
+            return False
         finally:
             theirs.close()
         worker = Worker(number, source, process, await Line.open(ours, TO_SUPERVISOR), loop.time())
@@ -246,6 +249,9 @@ class Supervisor:
         task = loop.create_task(self._attend(worker))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        if self._signals:  # while it was being started
+            self._dismiss(worker)
+        return True
 
     async def _attend(self, worker: Worker) -> None:
         """Hear what a worker says, to its end."""

@@ -33,7 +33,6 @@ MAX_VERDICTS: Final = 50_000
 
 _ANYWHERE: Final = (Span(0, 0),)
 
-
 GET: Final = Script("verdicts_get")
 KEEP: Final = Script("verdicts_keep")
 
@@ -42,7 +41,8 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class SharedVerdicts:
-    """The verdicts of one moderator in the store, as all processes know them that ask it with the same options.
+    """The verdicts of one moderator in the store, as all processes know them that ask it on the same account with the same
+    options.
 
     keep_s: for how long each is right, by the store's clock. A text is no more than part of a hash here.
     """
@@ -51,15 +51,17 @@ class SharedVerdicts:
         self._store = store
         self._keep_ms = round(keep_s * 1000)
         cls = type(moderator)
-        self._moderator = hashlib.sha256(f"{cls.__module__}.{moderator!r}".encode("utf-8", "surrogatepass")).digest()
+        # The account too: what its owner has set up at the service is no option here, and secrets do not show.
+        asked = f"{cls.__module__}.{moderator!r} {moderator.account}"
+        self._moderator = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).digest()
         self._sent: set[asyncio.Future[Any]] = set()
 
     async def known(self, text: bytes) -> Verdict | None:
         """What was said of the text with this hash. Raises nothing."""
         try:
             kept = await self._store.run(GET, (self._key(text),))
-            return _decode(kept) if kept is not None else None
-        except (StoreError, msgspec.DecodeError):
+            return _kept(_decode(kept)) if kept is not None else None
+        except (StoreError, ValueError, RecursionError):  # of msgspec a DecodeError or a UnicodeDecodeError
             return None
 
     def keep(self, text: bytes, verdict: Verdict) -> None:

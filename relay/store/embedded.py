@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from relay.log import Logger
 from relay.options import ConfigError
-from relay.store.home import HELD_S, LOOK_S, Home, move_in, move_out, recorded
+from relay.store.home import HELD_S, LOOK_S, Home, inhabited, move_in, move_out, recorded
 
 # A server that was told to end writes its buffers out first.
 STOP_S: Final = 10.0
@@ -87,7 +87,7 @@ async def attached(data: Path, log: Logger) -> AsyncIterator[str]:
         if path is not None and await _says(path) == b"+PONG":
             yield path
             return
-        if path is None or asyncio.get_running_loop().time() > deadline:
+        if path is None or not await asyncio.to_thread(inhabited, data) or asyncio.get_running_loop().time() > deadline:
             break
         await asyncio.sleep(LOOK_S)  # it is being started again
     async with embedded(data, log) as path:

@@ -47,6 +47,18 @@ def recorded(data: Path) -> str | None:
         return None
 
 
+def inhabited(data: Path) -> bool:
+    """Whether a relay or its server lives there."""
+    try:
+        descriptor = os.open(folder_of(data) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _locked(descriptor, 0.0)
+    finally:
+        os.close(descriptor)
+
+
 def move_in(data: Path) -> Home:
     """Have the folder, for us alone. Raises ConfigError."""
     program = _program()
@@ -169,6 +181,8 @@ def _socket_path(folder: Path) -> str:
     name = f"relay-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}-"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     for parent in (runtime, tempfile.gettempdir(), "/tmp"):  # noqa: S108 - a folder with a random name is made in it
+        for left in Path(parent).glob(f"{name}*") if parent else ():  # by relays of this folder that were killed
+            shutil.rmtree(left, ignore_errors=True)
         if parent and len(os.fsencode(parent)) + len(name) + 16 <= MAX_SOCKET_BYTES and os.access(parent, os.W_OK):
             return str(Path(tempfile.mkdtemp(prefix=name, dir=parent)) / "socket")
     raise ConfigError(f"store.url: embedded: the path of {folder} is too long for a socket; name a shorter one")

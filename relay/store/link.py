@@ -126,6 +126,7 @@ class Link:
         self._awake: asyncio.Future[None] | None = None
         self.reached = False  # ever
         self._renewing = False
+        self._writing = False
         self._closed = False
         self._settled: asyncio.Future[None] | None = None  # while it is being closed
 
@@ -166,6 +167,8 @@ class Link:
         """Make a new connection: this one leads to a server that does not do."""
         self._renewing = True
         self._wake()
+        if self._writing and self._task is not None:
+            self._task.cancel()  # it waits for a server that reads nothing
 
     async def connect(self) -> None:
         """Connect now. Raises what redis-py raises, or TimeoutError."""
@@ -230,6 +233,7 @@ class Link:
                 reading.cancel()
                 await asyncio.wait((reading,))
             if connection is not None:
+                _drop_unsent(connection)
                 with suppress(RedisError, OSError, TimeoutError):
                     await connection.disconnect(nowait=not self._closed)  # TLS says goodbye
             self._break(detail)
@@ -257,7 +261,11 @@ class Link:
                 command.sent = True
                 data.append(command.packed)
                 self._on_way.append(command)
-            await connection.send_packed_command(b"".join(data), check_health=False)
+            self._writing = True
+            try:
+                await connection.send_packed_command(b"".join(data), check_health=False)
+            finally:
+                self._writing = False
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Hand each answer to whose it is, until the connection ends."""
@@ -335,3 +343,10 @@ class Link:
                 self._over(command.turn)
         if commands:
             self._failing()
+
+
+def _drop_unsent(connection: AbstractConnection) -> None:
+    """Else a transport stays open until all of it has gone, which may be never."""
+    writer = connection._writer
+    if writer is not None and writer.transport.get_write_buffer_size():
+        writer.transport.abort()

@@ -6,6 +6,7 @@ redis-py knows how each is found and makes the connections; what goes over them 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -16,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError
+from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError, ResponseError
 
 from relay.store.address import Address, Node
 from relay.store.link import CONNECT_S, Command, Link, Observer
@@ -25,7 +26,8 @@ Dial = Callable[[], Awaitable[AbstractConnection]]
 
 # One sentinel, one node: the next one may know more.
 ASK_S: Final = 0.5
-# How often the nodes of a Cluster are asked who has which slots while something is wrong.
+# How often the nodes of a Cluster are asked who has which slots while something is wrong, and a server that writes nothing
+# gets a new connection: it may only lack replicas, and what reads still runs there.
 REFRESH_EVERY_S: Final = 0.25
 
 
@@ -107,7 +109,11 @@ def _dialler(cls: type[AbstractConnection], options: dict[str, Any]) -> Dial:
             await connection.connect()  # type: ignore[no-untyped-call]
             # The kernel takes a connection for a server that is hung, too.
             await connection.send_command("PING")
-            await connection.read_response()
+            try:
+                await connection.read_response()
+            except ResponseError as error:
+                if not str(error).startswith("MISCONF"):  # its disk is full: what reads still runs
+                    raise
         except BaseException:
             with suppress(RedisError, OSError, TimeoutError):
                 await connection.disconnect(nowait=True)
@@ -159,6 +165,8 @@ class _One:
     def __init__(self, dial: Dial, timeout_s: float, observer: Observer) -> None:
         self._dial = dial
         self._link = Link(dial, timeout_s, observer)
+        self._loop = asyncio.get_running_loop()
+        self._renewed_at = -math.inf
         self.links = (self._link,)
 
     def link(self, key: str) -> Link:
@@ -168,7 +176,10 @@ class _One:
         return False
 
     def demoted(self, link: Link) -> None:
-        link.renew()
+        now = self._loop.time()
+        if now >= self._renewed_at + REFRESH_EVERY_S:
+            self._renewed_at = now
+            link.renew()
 
     async def open(self) -> None:
         await self._link.connect()

@@ -105,8 +105,6 @@ class RedisStore:
         """Close when what is on its way is answered, or its time is over."""
         await self._places.aclose()
 
-    close = aclose
-
     def _hear(self, link: Link, command: Command, answer: Any) -> None:
         """What the server says to a command."""
         if not isinstance(answer, Exception):
@@ -124,10 +122,10 @@ class RedisStore:
                 return
             if isinstance(answer, MovedError | AskError) and self._places.redirect(command, answer):
                 return
-        trouble = _trouble(answer)
-        if trouble == "readonly":
+        trouble, said = _trouble(answer), _said(answer)
+        if trouble == "readonly" and not said.startswith("MISCONF"):  # whose disk is full is where it was
             self._places.demoted(link)
-        self._fail(command, trouble, acted=trouble == "error", detail=_said(answer))
+        self._fail(command, trouble, acted=trouble == "error", detail=said)
 
     def _fail(self, command: Command, trouble: Trouble, *, acted: bool, detail: str = "") -> None:
         if command.fail(StoreError(trouble, acted=acted, detail=detail)):

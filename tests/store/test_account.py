@@ -260,6 +260,25 @@ def test_without_the_store(server: str, jumping: JumpingLoop) -> None:
     run(jumping, server, work)
 
 
+@pytest.mark.parametrize("answers_after_s", [0.04, 0.05, 0.06, 0.3])
+def test_a_store_that_is_slow(server: str, jumping: JumpingLoop, answers_after_s: float) -> None:
+    """A slot that is no good any more when it comes keeps nobody waiting: each process has its part then."""
+
+    async def work(store: Server) -> None:
+        sharing = [Process(store, 60, replicas=2) for _ in range(2)]
+        for each in sharing:
+            each.want(5000)
+        await asyncio.sleep(10)
+        assert {answers_after_s >= BLOCK_S} == {each.account.degraded for each in sharing}
+        times = [time for each in sharing for time in each.called]
+        assert most_in_a_second(times) <= 60
+        assert len(times) >= 8 * 2 * 22
+        for each in sharing:
+            await each.close()
+
+    run(jumping, server, work, answers_after_s=answers_after_s)
+
+
 def test_what_is_held_is_made_up_for(server: str, jumping: JumpingLoop) -> None:
     """A slot that is used late is not one more, also if there is none just then."""
 

@@ -27,7 +27,7 @@ def log():
 
 @pytest.fixture
 def data(tmp_path):
-    return tmp_path / "relay-data"
+    return tmp_path / "relay data"
 
 
 def record(data):
@@ -130,7 +130,11 @@ async def test_a_cut_tail_is_left_out(data, log, count):
 async def test_a_long_path_gets_its_socket_elsewhere(tmp_path, log, count):
     """A folder whose path is too long for a socket has it in a private folder of its own, which goes with the server."""
     data = tmp_path / ("deep" * 20) / ("deeper" * 10)
+    async with embedded(data, log) as path:
+        left = Path(path).parent
+    left.mkdir()  # as by a relay that was killed
     async with embedded(data, log) as path, Held(path) as store:
+        assert not left.exists()
         parent = Path(path).parent
         assert 1 == await store.run(count, [store.key("t", "n")])
         assert (True, 0o700) == (len(path) <= 100, parent.stat().st_mode & 0o777)
@@ -192,6 +196,16 @@ async def test_attached_to_one_that_runs(data, log, count):
         async with attached(data, log) as found, Held(found) as store:
             assert (path, 2) == (found, await store.run(count, [store.key("t", "n")]))
         assert not gone(server)
+
+
+async def test_attached_where_one_was_killed(data, log, count, monkeypatch):
+    """Nobody waits for a server whose relay is gone."""
+    monkeypatch.setattr("relay.store.embedded.HELD_S", 3600)
+    async with embedded(data, log):
+        left = (data / "store" / "server.json").read_text()
+    (data / "store" / "server.json").write_text(left)
+    async with asyncio.timeout(60), attached(data, log) as path, Held(path) as store:
+        assert 1 == await store.run(count, [store.key("t", "n")])
 
 
 CHILD = """

@@ -42,7 +42,7 @@ class Model:
         self.taken: tuple[dict[int, int], dict[int, int]] = ({}, {})
 
     def take(self, now: int, id: str, lease: int, most: int, rate: int, burst: int, *shares: int) -> list[Any]:
-        self.leases = {other: ends for other, ends in self.leases.items() if ends > now}
+        self.leases = {other: ends for other, ends in self.leases.items() if now < ends <= now + 2 * lease}
         if rate and now < self.seen_at:
             self.tat += now - self.seen_at
             self.seen_at = now
@@ -311,7 +311,7 @@ class Limiting(RuleBasedStateMachine):
         name, scopes, share = data.draw(st.sampled_from(self.asked))
         for scope in scopes:
             model = self._model(scope)
-            leased = model.leases.get(name, 0) > self.store.now
+            leased = self.store.now < model.leases.get(name, 0) <= self.store.now + 2 * LEASE_US
             before = (model.tat, model.taken[0].copy(), model.taken[1].copy(), model.seen_at)
             answer = self.store.act(limits.TAKE, self._keys(scope), (name, *limits._arguments(scope.rates, share)))
             if leased:

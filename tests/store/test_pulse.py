@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from servers import scripted
 
 from relay.log import configure
 from relay.store import pulse as module
@@ -59,6 +60,14 @@ async def test_one_that_died_counts_no_more(store, log, monkeypatch):
     async with beating(store, log) as pulse:
         assert 2 == pulse.replicas
         await until(lambda: pulse.replicas == 1)
+
+
+async def test_one_that_died_before_the_clock_was_set_back(store, log):
+    """It does not count until the clock has come forward again."""
+    add = scripted("return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])")
+    await store.run(add, [store.key(TAG, "processes")], [4_000_000_000_000, "dead"])
+    async with beating(store, log) as pulse:
+        assert 1 == pulse.replicas
 
 
 class Broken:

@@ -235,7 +235,26 @@ async def test_answers_get_lost(processes: Processes) -> None:
     await processes.sent(plugin)
     assert not processes.leases()
     await processes.ended(plugin, ex)
-    assert ["limits_take"] * 2 + ["limits_undo"] * 2 == processes.store.asked
+    assert ["limits_take"] * 2 + ["limits_undo"] * 2 + ["limits_end"] * 2 == processes.store.asked
+
+
+async def test_open_when_the_store_is_back(processes: Processes) -> None:
+    """What was let in without it counts there from the next renewal to its end, and takes nothing of the rates."""
+    plugin = await processes.start(concurrent_streams=2, tokens_per_minute=10_000)
+    processes.store.away = True
+    without = [await processes.ask(plugin) for _ in range(2)]
+    processes.store.away = False
+    assert not processes.leases()
+    await plugin._limiter.renew(processes.store)
+    assert [{ex.id for ex in let_in(without)}] == [set(open_now) for open_now in processes.leases().values()]
+    refused = await processes.ask(plugin)
+    assert isinstance(refused, Reject)
+    assert "x-relay-degraded" not in refused.headers
+    await processes.ended(plugin, *let_in(without))
+    assert not processes.leases()
+    ex = await processes.ask(plugin)
+    assert isinstance(ex, Exchange)
+    assert int(ex.reply_headers["x-ratelimit-remaining-tokens"]) > 9_000
 
 
 async def test_alone_it_takes_as_much_as_one_may(processes: Processes) -> None:

@@ -1,6 +1,7 @@
 """Verdicts that processes share: asked for once, by their options, with nothing of a text in the store."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import redis
 
 from relay.consultant import Consultant, Unjudged
 from relay.moderator import PASS, Context, Finding, Moderator, NoVerdict, Span, Verdict
+from relay.secret import Secret
 from relay.store.port import Arg, Script, Store, StoreError
 from relay.testing.reply import Lent, exchange
 from relay_plugins.moderation import Moderation
@@ -27,6 +29,7 @@ class Service(Moderator):
     policy: str = ""
     calls_per_second: float = 1000.0
     session: bool = False
+    owner: Secret = dataclasses.field(default_factory=lambda: Secret("one"))
 
     def __post_init__(self) -> None:
         self.asked: list[str] = []
@@ -35,6 +38,10 @@ class Service(Moderator):
     @property
     def in_order(self) -> bool:
         return self.session
+
+    @property
+    def account(self) -> str:
+        return f"service {self.owner.reveal()}"
 
     async def check(self, text: str, context: Context) -> Verdict:
         self.asked.append(text)
@@ -114,9 +121,10 @@ async def test_no_text_in_the_store(store: Store, server: str) -> None:
     assert "你好".encode() not in everything
 
 
-async def test_another_policy_has_other_verdicts(store: Store) -> None:
-    """What a moderator says depends on its options."""
-    one, other = Service(policy="a"), Service(policy="b")
+@pytest.mark.parametrize("other", [Service(policy="b"), Service(owner=Secret("another"))], ids=["policy", "account"])
+async def test_another_policy_has_other_verdicts(store: Store, other: Service) -> None:
+    """What a moderator says depends on its options, and on what the owner of its account has set up."""
+    one = Service()
     other.says = PASS
     asking = [consultant(one, store), consultant(other, store)]
     assert (BLOCK, False) == await asking[0].ask_text(TEXT, HERE)
@@ -164,7 +172,15 @@ async def test_a_store_that_does_not_answer(store: Store, kinds: str) -> None:
     await asking.close()
 
 
-@pytest.mark.parametrize("value", [b"", b"\x00", b"\xc1\xc1", b"\x81\xa6action\xa5burst"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"\x00", b"\xc1\xc1", b"\x81\xa6action\xa5burst"),
+        b"\x82\xa6action\xa4pass\xa5label\xa1\xff",
+        b"\x82\xa6action\xa4pass\xa3new" + b"\x91" * 10_000 + b"\xc0",
+    ],
+    ids=["empty", "a number", "none", "unknown", "no UTF-8", "deep"],
+)
 async def test_what_cannot_be_read_is_not_known(store: Store, server: str, value: bytes) -> None:
     """Also what a later version has written."""
     asking = consultant(Service(), store)

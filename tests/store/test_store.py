@@ -289,6 +289,63 @@ async def test_a_loop_that_was_busy_is_not_a_slow_store(server, count):
         await store.aclose()
 
 
+async def test_a_server_that_writes_nothing(store, kind, count):
+    """Whoever only reads hardly notices that others are refused, however often."""
+    key = store.key("t", "n")
+    assert 1 == await store.run(count, [key])
+    for server in kind.servers:
+        server.say("CONFIG", "SET", "min-replicas-to-write", "9")
+    try:
+        found = []
+        for _ in range(100):
+            found += await asyncio.gather(outcomes(store, count, [key]), outcomes(store, GET, [key]))
+        assert "ok" not in found[::2]
+        assert found[1::2].count("ok") > 90
+    finally:
+        for server in kind.servers:
+            server.say("CONFIG", "SET", "min-replicas-to-write", "0")
+
+
+class Deaf(asyncio.Protocol):
+    """A server that reads nothing any more on its first connection, after the greeting; on others it answers 1."""
+
+    def __init__(self, connections):
+        self._connections = connections
+
+    def connection_made(self, transport):
+        self._transport = transport
+        self._connections.append(transport)
+
+    def data_received(self, data):
+        greeting = b"PING" in data
+        self._transport.write(b"+PONG\r\n" if greeting else b":1\r\n" * data.count(b"EVALSHA"))
+        if greeting and len(self._connections) == 1:
+            self._transport.pause_reading()
+
+
+async def test_a_server_that_reads_nothing(tmp_path, count, monkeypatch):
+    """More is on its way than the kernel takes, so the write waits too: there is a new connection all the same."""
+    monkeypatch.setattr(links, "SILENT_S", 0.1)
+    connections = []
+    path = str(tmp_path / "deaf")
+    server = await asyncio.get_running_loop().create_unix_server(lambda: Deaf(connections), path)
+    store = RedisStore.on_socket(path, timeout_s=0.05)
+    try:
+        await store.open()
+        key = store.key("t")
+        first = await asyncio.gather(*(outcomes(store, count, [key], ["x" * 10_000]) for _ in range(200)))
+        assert {("slow", True)} == set(first)
+        async with asyncio.timeout(20):
+            while "ok" != await outcomes(store, count, [key]):
+                await asyncio.sleep(0.02)
+        assert 2 == len(connections)
+    finally:
+        await store.aclose()
+        server.close()
+        for transport in connections:
+            transport.abort()
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [

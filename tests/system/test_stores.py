@@ -147,7 +147,7 @@ async def test_full(single):
 
 
 async def test_no_disk(single):
-    """A server that cannot write its disk says so (MISCONF) where it was told to care."""
+    """A server that cannot write its disk says so (MISCONF) where it was told to care; what only reads still runs."""
     async with on(single) as store:
         single.main.say("CONFIG", "SET", "save", "1 1")
         folder = Path(single.main.connect().config_get("dir")["dir"])
@@ -158,6 +158,9 @@ async def test_no_disk(single):
             async with asyncio.timeout(PATIENCE_S):
                 while ("readonly", False) != await outcome(store):
                     await asyncio.sleep(0.1)
+            async with on(single) as another:
+                assert ("readonly", False) == await outcome(another)
+                assert all([isinstance(await outcome(another, GET), bytes) for _ in range(20)])
         finally:
             single.main.say("CONFIG", "SET", "save", "")
             single.main.say("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")

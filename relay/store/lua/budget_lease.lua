@@ -10,7 +10,7 @@
 --
 -- The account is a bucket whose rate yields, as in relay/pure/pace.py. Of what flows into it each process that has asked
 -- lately has a credit, in the proportion of what they want: so it does not matter who asks first, nor how often.
--- A repeat takes slots that nobody uses: too few calls are made for a moment, never too many.
+-- Never to be repeated: it would take slots that nobody uses, and give back twice what was unused.
 
 local LIVES = 150000
 local SECOND = 1000000

@@ -65,6 +65,8 @@ local function window(key, limit, share)
 end
 
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', whole(now))
+-- From before the clock was set back: who lives renews them.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. whole(now + 2 * lease), '+inf')
 local open = redis.call('ZCARD', KEYS[1])
 local ends = redis.call('ZSCORE', KEYS[1], id)
 

@@ -15,4 +15,6 @@ else
   redis.call('ZREM', processes, name)
 end
 redis.call('ZREMRANGEBYSCORE', processes, '-inf', string.format('%.0f', now))
+-- From before the clock was set back.
+redis.call('ZREMRANGEBYSCORE', processes, string.format('(%.0f', now + 60000), '+inf')
 return {tonumber(redis.call('GET', version) or 0), redis.call('ZCARD', processes)}
