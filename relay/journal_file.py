@@ -110,6 +110,9 @@ class JournalFile:
                 break
             taken += [line for line in found if line is not None]
             broken += found.count(None)
+        for path in self._folder.glob("*.new"):  # nothing is in them yet
+            if not _is_running(path.name.partition("-")[0]):
+                path.unlink(missing_ok=True)
         return taken, broken
 
     def _take_over(self, path: Path, taken: list[Line], entries_max: int, bytes_max: int) -> list[Line | None]:
@@ -152,6 +155,16 @@ def _line(raw: bytes) -> Line | None:
         return Line(_decode(raw), raw + b"\n")
     except msgspec.MsgspecError:
         return None
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _lock(fd: int) -> bool:

@@ -200,6 +200,21 @@ async def test_a_file_that_is_held_is_left_alone(rig):
     assert (6, 10) == (await rig.used("ada"), await rig.used("bob"))
 
 
+async def test_a_file_that_was_never_begun_is_removed(rig):
+    """Its process died before it had its name; that of one that lives is left alone."""
+    rig.folder.mkdir(parents=True)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive = (rig.folder / f"{pid}-0123.new" for pid in (gone.pid, os.getpid()))
+    dead.touch()
+    alive.touch()
+    async with rig.journal():
+        async with asyncio.timeout(10):
+            while dead.exists():
+                await asyncio.sleep(0.001)
+    assert alive.exists()
+
+
 async def test_files_of_the_dead_are_taken_while_there_is_room(rig):
     """One in any case, the rest when that is done with; two who come at once share them."""
     for name in "abcdef":
