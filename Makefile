@@ -11,7 +11,7 @@ LOCKED := --only-binary :all: --require-hashes
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --annotation-style line
 
-.PHONY: run test test-system test-long check bench lock clean
+.PHONY: run test test-system test-long check bench dashboards lock clean
 .NOTPARALLEL:
 
 run: $(VENV)/run.stamp  ## the whole relay with a built-in upstream: prints addresses, a key and lines to try
@@ -34,6 +34,9 @@ check: $(VENV)/dev.stamp  ## types and style
 bench: $(VENV)/dev.stamp  ## the relay beside nginx; what moderation costs and how late it makes a stream. QUICK=--quick for less
 	$(BIN)/python -m bench $(QUICK)
 	$(BIN)/python -m bench.moderation $(QUICK)
+
+dashboards: $(VENV)/dev.stamp  ## write grafana/dashboards from grafana/build
+	$(BIN)/python -m grafana.build
 
 # With the oldest Python that is served: it needs the most. `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: $(VENV)/dev.stamp  ## pin every package with its hashes

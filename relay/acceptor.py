@@ -58,7 +58,7 @@ class Board:
 class SharedSite(web.BaseSite):
     """Serves a runner's `Listener` on a listening socket that other processes accept on too."""
 
-    __slots__ = ("_board", "_listener", "_sock", "_worker")
+    __slots__ = ("_acceptor", "_board", "_listener", "_sock", "_worker")
 
     def __init__(
         self, runner: web.BaseRunner, listener: Listener, sock: socket.socket, board: Board, worker: int
@@ -75,8 +75,14 @@ class SharedSite(web.BaseSite):
 
     async def start(self) -> None:
         await super().start()
+        self._acceptor = _Acceptor(self._listener, self._sock, self._board, self._worker)
         # Of a server, a site asks no more than to close it.
-        self._server = _Acceptor(self._listener, self._sock, self._board, self._worker)  # type: ignore[assignment]
+        self._server = self._acceptor  # type: ignore[assignment]
+
+    async def stop(self) -> None:
+        """Returns when each connection that was taken is the listener's."""
+        await super().stop()
+        await self._acceptor.settled()
 
 
 class _Acceptor:
@@ -146,6 +152,11 @@ class _Acceptor:
             then()
 
         self._pause = self._loop.call_later(seconds, over)
+
+    async def settled(self) -> None:
+        """Returns when nobody is on his way in."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
 
     def close(self) -> None:
         self._loop.remove_reader(self._sock)

@@ -56,7 +56,7 @@ class Account:
         least = min(most, max(LEAST_RATE, calls * LEAST_SHARE))
         self._limits = (most, burst, least, calls / RECOVERY_S)
         self._burst = burst
-        self._rate = most
+        self._most = self._rate = most
         self._slots = 0  # below 0: calls that were made without one, to be made up for
         self._good_until = -math.inf
         self._unused = 0
@@ -143,6 +143,11 @@ class Account:
     def rate(self, now: float) -> float:
         """How many calls a second all processes together are allowed now, as last heard; this one, without the store."""
         return self._rate if self._here is None else self._here.rate(now)
+
+    @property
+    def whole(self) -> float:
+        """The same while nobody says that there were too many."""
+        return self._most if self._here is None else self._here.whole
 
     # What the store is asked
 

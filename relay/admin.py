@@ -19,9 +19,12 @@ import orjson
 from aiohttp import hdrs, web
 
 from relay.admin_api import AdminApi
+from relay.admin_events import PATH as EVENTS
+from relay.admin_events import AdminEvents
 from relay.admin_openapi import PATH as OPENAPI
 from relay.admin_openapi import rendered
 from relay.errors import RelayError
+from relay.events import Events
 from relay.metrics import Exposition
 from relay.pure.openai import error_body
 from relay.secret import Secret
@@ -48,14 +51,21 @@ class Admin:
     """The handler of the second listener: `web.Server(Admin(metrics, ready, token, api).handle)`.
 
     Without `api`, as when the store is not open yet, /admin/ says that the relay is starting, until `serve` is called.
+    /admin/events tells `events` at any time; without them nothing ever happens.
     """
 
     def __init__(
-        self, metrics: Exposition, ready: Callable[[], Readiness], token: Secret | None, api: AdminApi | None = None
+        self,
+        metrics: Exposition,
+        ready: Callable[[], Readiness],
+        token: Secret | None,
+        api: AdminApi | None = None,
+        events: Events | None = None,
     ) -> None:
         self._metrics = metrics
         self._ready = ready
         self._api = api
+        self._events = AdminEvents(events or Events())
         self._openapi = rendered()
         self._token_digest = None if token is None else _digest(token.reveal())
 
@@ -89,9 +99,11 @@ class Admin:
         body = orjson.dumps({"ready": state.ready, "reasons": state.reasons})
         return _json(200 if state.ready else 503, body)
 
-    async def _administer(self, request: web.BaseRequest) -> web.Response:
+    async def _administer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path == OPENAPI:
             return _read_only(request) or _json(200, self._openapi)
+        if request.path == EVENTS:
+            return _read_only(request) or await self._follow(request)
         if self._api is None:
             message = "The relay is starting; try again in a moment."
             return _error(503, message, code="starting", headers={hdrs.RETRY_AFTER: "1"})
@@ -102,6 +114,12 @@ class Admin:
         if status == 204:
             return web.Response(status=status, headers=_HEADERS)
         return _json(status, body, headers)
+
+    async def _follow(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._events.handle(request)
+        except RelayError as error:
+            return _json(error.status, error.body, error.headers)
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:
         """Why this request may not enter /admin/; None if it may."""

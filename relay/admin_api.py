@@ -225,7 +225,7 @@ class AdminApi:
                 status=405,
                 headers={hdrs.ALLOW: allowed},
             )
-        query = _query(request, action.query)
+        query = query_of(request, action.query)
         body = await _body(request, action)
         if self._administration is None:
             raise Reject(
@@ -250,7 +250,8 @@ def _found(raw_path: str) -> tuple[str, str]:
     raise Reject("There is nothing here; /admin/openapi.json says what there is.", code="not_found", status=404)
 
 
-def _query(request: web.BaseRequest, known: tuple[str, ...]) -> dict[str, str]:
+def query_of(request: web.BaseRequest, known: tuple[str, ...]) -> dict[str, str]:
+    """The query, of which each name is known and given once. Raises Reject."""
     query = request.rel_url.query
     for name in query:
         if name not in known:

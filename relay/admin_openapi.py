@@ -14,6 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from relay.admin_api import DEFAULT_PAGE, ROUTES, Action
+from relay.admin_events import LAST_EVENT_ID, QUERY
+from relay.admin_events import PATH as EVENTS
+from relay.events import FIELDS, FILTERS, KEPT, KINDS, MAX_LISTENERS
 from relay.keyring import MAX_PAGE
 
 PATH: Final = "/admin/openapi.json"
@@ -38,7 +41,8 @@ _REFUSALS: Final[Mapping[int, str]] = {
     413: "The body is too large.",
     415: "The body is not sent as JSON.",
     500: "The relay's own fault; its log says more.",
-    503: "The store does not answer, or takes nothing. The message says whether it may have been done nonetheless.",
+    503: "The store does not answer, or takes nothing. The message says whether it may have been done nonetheless. "
+    f"Of events: {MAX_LISTENERS} listen already.",
 }
 
 _ERROR: Final = {
@@ -81,6 +85,7 @@ def document() -> dict[str, Any]:
         for method, action in actions.items():
             item[method.lower()] = _operation(action, refer)
         paths[template] = item
+    paths[EVENTS] = {"get": _EVENTS}
     paths[PATH] = {
         "get": {
             "operationId": "openapi",
@@ -160,3 +165,40 @@ def _operation(action: Action, refer: Mapping[type[msgspec.Struct], dict[str, An
 
 def _refusals(statuses: tuple[int, ...]) -> dict[str, Any]:
     return {str(status): {"$ref": f"#/components/responses/Refused{status}"} for status in statuses}
+
+
+def _asked_of_events(name: str) -> dict[str, Any]:
+    """One parameter of the query of events."""
+    told = {
+        "kind": ("Only these kinds.", {"type": "array", "items": {"enum": list(KINDS)}}),
+        "last": (f"First so many of the last ones. Of each kind {KEPT} are kept.", {"type": "integer", "minimum": 0}),
+        **{each: (f"Only events with this {each}. {FIELDS[each]}", {"type": "string"}) for each in FILTERS},
+    }
+    text, schema = told[name]
+    joined = {"style": "form", "explode": False} if name == "kind" else {}
+    return {"name": name, "in": "query", "description": text, **joined, "schema": schema}
+
+
+_RESUME: Final = {
+    "name": LAST_EVENT_ID,
+    "in": "header",
+    "description": "The id of the last event that was heard: what has happened since comes first, as far as it is kept.",
+    "schema": {"type": "string"},
+}
+
+_EVENTS: Final = {
+    "operationId": "events",
+    "summary": "What happens, as it happens",
+    "description": "An event stream that ends when the relay does. Kinds: "
+    + "; ".join(f"`{kind}`: {meaning.text} ({', '.join(meaning.fields)})" for kind, meaning in KINDS.items())
+    + ".",
+    "parameters": [*(_asked_of_events(name) for name in QUERY), _RESUME],
+    "responses": {
+        "200": {
+            "description": "Events: `id`, `event` (the kind) and `data`, an object with `at` and the fields of the kind. "
+            "A comment every twelve seconds.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **_refusals((400, 401, 403, 503)),
+    },
+}

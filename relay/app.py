@@ -11,7 +11,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import orjson
 from aiohttp import hdrs, web
@@ -30,12 +31,14 @@ from relay.errors import (
     UpstreamError,
     unsupported_messages,
 )
-from relay.exchange import CALLER, Exchange, Operation, Outcome, OutcomeKind
+from relay.events import MODEL_CHARS, NOWHERE, Publisher
+from relay.exchange import CALLER, STOPPED_BY, Exchange, Operation, Outcome
 from relay.http import SERVER, new_id, read_body
 from relay.keys import API_KEY
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, RequestRecord
 from relay.plugin import Sink
+from relay.pure.openai import told_tokens
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
 from relay.routes import CHAT, ROUTES, Route
@@ -50,7 +53,8 @@ END_S = 2.0
 
 # What else stands in the line of a request, of one that was none.
 _NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
-    ("caller", "model", "stream", "upstream", "chunks", "first_byte_ms", "overhead_ms", "duration_ms")
+    "caller model stream upstream chunks duration_ms first_byte_ms first_text_ms upstream_ms moderation_ms relay_ms "
+    "plugins_ms input_tokens output_tokens".split()
 )
 
 
@@ -69,8 +73,36 @@ class Open:
     delivery: StreamDelivery | WholeDelivery | Replay | None = None
     writer: Writer | None = None
     status: int = 0
+    asked_at: float = 0.0  # `time.monotonic`
+    moderated_s: float = 0.0  # up to then
     drained: bool = False
     silence: SilenceWatch | None = None
+
+
+class Split(NamedTuple):
+    """Whose the time to the first text was; None: there was none, or no upstream gave it. Times in seconds.
+
+    first_text_s: all of it, of a reply that is not streamed to the whole of it. moderation_s: what it waited for a verdict.
+    """
+
+    first_text_s: float | None = None
+    upstream_s: float | None = None
+    moderation_s: float | None = None
+    relay_s: float | None = None
+
+
+def _split(reply: Open) -> Split:
+    writer, delivery = reply.writer, reply.delivery
+    if writer is None or writer.first_text_at is None:
+        return Split()
+    first_text_s = writer.first_text_at - reply.ex.started
+    if delivery is None or isinstance(delivery, Replay) or delivery.first_text_at is None:
+        return Split(first_text_s)
+    upstream_s = delivery.first_text_at - reply.asked_at
+    # What held the text for longer than it took to come did not hold it while it came.
+    before, late_s = reply.moderated_s, max(0.0, writer.first_text_at - delivery.first_text_at)
+    moderation_s = before + min(late_s, (reply.ex.moderated_s or 0.0) - before)
+    return Split(first_text_s, upstream_s, moderation_s, max(0.0, first_text_s - upstream_s - moderation_s))
 
 
 class _Asking:
@@ -96,13 +128,22 @@ class _Asking:
 class App:
     """Handles the requests of the public listener."""
 
-    def __init__(self, config: Config, chain: Chain, upstreams: Upstreams, metrics: Metrics, log: Logger) -> None:
+    def __init__(
+        self,
+        config: Config,
+        chain: Chain,
+        upstreams: Upstreams,
+        metrics: Metrics,
+        log: Logger,
+        events: Publisher = NOWHERE,
+    ) -> None:
         self._server = config.server
         self._chain = chain
         self._routes = {**ROUTES, **dict.fromkeys(chain.routes, CHAT)}
         self._upstreams = upstreams
         self._metrics = metrics
         self._log = log
+        self._events = events
         self._outbox = Outbox(asyncio.get_running_loop())
         self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
@@ -111,6 +152,7 @@ class App:
         self._idle = asyncio.Event()
         self._idle.set()
         self._models = upstreams.models
+        metrics.requests.watch(lambda: len(self._open))
 
     # One request
 
@@ -219,6 +261,7 @@ class App:
         answered = await self._chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
+            reply.asked_at, reply.moderated_s = monotonic(), ex.moderated_s or 0.0
             reply.answer = await self._ask(ex)
         stall_timeout_s = self._server.stall_timeout_s
         writer: Writer = (
@@ -264,25 +307,27 @@ class App:
 
     def refused(self, error: RelayError, request_id: str, cause: BaseException | None) -> None:
         """What was no request has been answered by the listener."""
-        self._metrics.request_ended(
-            RequestRecord(operation=OTHER, outcome=_kind(error), duration_s=0.0, refusal=error.code)
-        )
+        outcome = Outcome.of(error).kind
+        self._metrics.request_ended(RequestRecord(operation=OTHER, outcome=outcome, duration_s=0.0, refusal=error.code))
         if isinstance(error, InternalError):
             self._log.error("request failed", request_id=request_id, exc_info=cause)
         self._log.info(
             "request",
             request_id=request_id,
             operation=OTHER,
-            outcome=_kind(error),
+            outcome=outcome,
             code=error.code,
             status=error.status,
             **_NOTHING_MORE,
+        )
+        self._events.publish(
+            "refusal", request_id=request_id, outcome=outcome, code=error.code, status=error.status, operation=OTHER
         )
 
     def _refuse(self, reply: Open, error: RelayError) -> web.StreamResponse:
         ex = reply.ex
         if reply.writer is None:  # a writer has an outcome of its own, which says more than the error it raises
-            ex.outcome = Outcome(_kind(error), error)
+            ex.outcome = Outcome.of(error)
         ex.reply_headers.sent = True
         return error_response(error, ex.reply_headers)
 
@@ -309,6 +354,7 @@ class App:
             if reply.answer is not None:
                 self._judge(reply.answer, ex.outcome)
             self._record(reply, ex.outcome)
+            self._tell(reply, ex.outcome)
         finally:
             ex.forget()
             self._open.discard(reply)
@@ -324,26 +370,32 @@ class App:
 
     def _record(self, reply: Open, outcome: Outcome) -> None:
         ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
-        duration = ex.loop.time() - ex.started
+        duration = monotonic() - ex.started
         first_byte = writer.first_at - ex.started if writer is not None and writer.first_at else None
-        overhead = None
-        if first_byte is not None and answer is not None and delivery is not None and not isinstance(delivery, Replay):
-            overhead = max(0.0, first_byte - (delivery.first_at - answer.asked_at))
+        split = _split(reply)
+        tokens = (None, None) if delivery is None or isinstance(delivery, Replay) else told_tokens(delivery.usage)
         error = outcome.error
         refused = error is not None and first_byte is None
         loaded = ex.loaded
         operation = ex.operation if reply.routed else OTHER
         self._metrics.request_ended(
             RequestRecord(
+                request_id=ex.id,
                 operation=operation,
                 outcome=outcome.kind,
                 duration_s=duration,
+                stream=loaded.stream if loaded else False,
                 model=loaded.model if loaded else "",
+                upstream=answer.upstream.name if answer is not None else "",
                 refusal=error.code if error is not None and refused else "",
-                first_byte_s=first_byte,
-                first_token_s=first_byte if loaded and loaded.stream else None,
-                overhead_s=overhead,
+                first_text_s=split.first_text_s,
+                upstream_s=split.upstream_s,
+                moderated_s=split.moderation_s if ex.moderated_s is not None else None,
+                overhead_s=split.relay_s,
+                input_tokens=tokens[0],
+                output_tokens=tokens[1],
                 chunks=writer.chunks if writer is not None else 0,
+                steps=ex.steps,
             )
         )
         self._log.info(
@@ -358,9 +410,37 @@ class App:
             stream=loaded.stream if loaded else None,
             upstream=answer.upstream.name if answer is not None else None,
             chunks=writer.chunks if writer is not None else 0,
-            first_byte_ms=_ms(first_byte),
-            overhead_ms=_ms(overhead),
             duration_ms=_ms(duration),
+            first_byte_ms=_ms(first_byte),
+            first_text_ms=_ms(split.first_text_s),
+            upstream_ms=_ms(split.upstream_s),
+            moderation_ms=_ms(split.moderation_s),
+            relay_ms=_ms(split.relay_s),
+            plugins_ms={step.plugin: _ms(step.seconds) for step in ex.steps},
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+        )
+
+    def _tell(self, reply: Open, outcome: Outcome) -> None:
+        """Publish that a reply was cut, or a request refused."""
+        ex, error = reply.ex, outcome.error
+        begun = reply.writer is not None and bool(reply.writer.first_at)
+        cut = outcome.kind in ("filtered", "exhausted") or (begun and error is not None)
+        if not cut and error is None:
+            return
+        moderator, label = ex.get(STOPPED_BY, ("", ""))
+        self._events.publish(
+            "cut" if cut else "refusal",
+            request_id=ex.id,
+            outcome=outcome.kind,
+            code=error.code if error is not None else None,
+            status=reply.status or None,
+            moderator=moderator or None,
+            label=label or None,
+            caller=ex.get(CALLER, "") or None,
+            model=ex.loaded.model[:MODEL_CHARS] if ex.loaded else None,
+            upstream=reply.answer.upstream.name if reply.answer is not None else None,
+            operation=None if cut else ex.operation if reply.routed else OTHER,
         )
 
     # The app's own life
@@ -424,10 +504,11 @@ def _model_list(names: Iterable[str]) -> bytes:
     return orjson.dumps({"object": "list", "data": models})
 
 
-def on_plugin_error(log: Logger) -> Callable[[PluginError, BaseException], None]:
-    """Names a plugin that raised what is not ours in the log."""
+def on_plugin_error(log: Logger, metrics: Metrics) -> Callable[[PluginError, BaseException], None]:
+    """Names a plugin that raised what is not ours in the log, and counts it."""
 
     def named(error: PluginError, cause: BaseException) -> None:
+        metrics.requests.failed(error.plugin, error.hook)
         log.error("plugin failed", plugin=error.plugin, hook=error.hook, exc_info=cause)
 
     return named
@@ -448,12 +529,6 @@ def _cut_off(reply: Open) -> Unavailable:
         code="draining",
         headers={hdrs.CONNECTION: "close", **(NO_RETRY if reply.ex.asked else {})},
     )
-
-
-def _kind(error: RelayError) -> OutcomeKind:
-    if isinstance(error, UpstreamError):
-        return "upstream_error"
-    return "internal_error" if isinstance(error, InternalError) else "refused"
 
 
 def _ms(seconds: float | None) -> float | None:

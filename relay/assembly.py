@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from relay.chain import Chain, OnError
+from relay.chain import Chain
 from relay.config import Config
 from relay.ledger import Metered
 from relay.moderator import Moderator
@@ -42,7 +42,7 @@ def registries() -> Registries:
     )
 
 
-def assemble(config: Config, on_error: OnError | None = None, *, environ: Mapping[str, str] = os.environ) -> Chain:
+def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chain:
     """The chain that a configuration describes. Raises ConfigError with every problem found."""
     if config.server.workers > 1 and config.store.scheme == "memory":
         raise ConfigError(
@@ -90,7 +90,7 @@ def assemble(config: Config, on_error: OnError | None = None, *, environ: Mappin
         built.append((_unique(use, [name for name, _ in built]), plugin))
     if not problems:
         try:
-            return Chain(built, on_error)
+            return Chain(built)
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(*(f"{config.path}: {problem}" for problem in problems))

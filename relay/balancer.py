@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from relay.config import ANY_MODEL, Upstream
 from relay.errors import unsupported_model
+from relay.events import NOWHERE, Publisher
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.pure.health import Health, Reason
@@ -20,7 +21,14 @@ class Balancer:
     are ejected come after all others, so that somebody is asked even when nobody is well.
     """
 
-    def __init__(self, configured: Iterable[Upstream], metrics: Metrics, log: Logger, now: float) -> None:
+    def __init__(
+        self,
+        configured: Iterable[Upstream],
+        metrics: Metrics,
+        log: Logger,
+        now: float,
+        events: Publisher = NOWHERE,
+    ) -> None:
         upstreams = sorted(configured, key=lambda upstream: upstream.priority)
         self._serving = {
             model: tuple(u for u in upstreams if model in u.model_map or ANY_MODEL in u.model_map)
@@ -32,6 +40,7 @@ class Balancer:
         self._random = random.Random()  # noqa: S311 - it spreads load
         self._metrics = metrics
         self._log = log
+        self._events = events
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -85,6 +94,7 @@ class Balancer:
         if was_ejected and not health.ejected:
             self._metrics.upstream_returned(upstream.name)
             self._log.info("upstream is back", upstream=upstream.name)
+            self._events.publish("return", upstream=upstream.name)
 
     def failed(self, upstream: Upstream, asked_at: float, now: float) -> None:
         """No head has come that could be used."""
@@ -102,3 +112,4 @@ class Balancer:
         if reason is not None:
             self._metrics.upstream_ejected(upstream.name, reason)
             self._log.warning("upstream ejected", upstream=upstream.name, reason=reason)
+            self._events.publish("ejection", upstream=upstream.name, reason=reason)

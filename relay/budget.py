@@ -51,6 +51,11 @@ class Budget:
         """How many calls a second are allowed now."""
         return self._pace.rate(self._loop.time()) if self._pace is not None else math.inf
 
+    @property
+    def whole(self) -> float:
+        """How many would be if nobody had said that there were too many; a little less than the ceiling."""
+        return self._pace.whole if self._pace is not None else math.inf
+
     def try_take(self) -> bool:
         """A slot, if there is one and nobody waits for it."""
         if self._pace is None:

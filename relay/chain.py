@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from relay.errors import InternalError, PluginError, RelayError, being_cancelled
-from relay.exchange import Exchange, Key, Operation, Outcome
+from relay.exchange import Did, Exchange, Key, Operation, Outcome, Step
 from relay.options import ConfigError
 from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
@@ -39,7 +40,7 @@ class Chain:
     """Plugins under their names. Raises ConfigError if they do not fit together."""
 
     def __init__(self, plugins: Iterable[tuple[str, Plugin]], on_error: OnError | None = None) -> None:
-        """`on_error` is told what a plugin raised that is not ours, for the log."""
+        """`on_error` is told what a plugin raised that is not ours, for the log; it may be given later, by `tell`."""
         self.links = tuple(Link(name, plugin) for name, plugin in plugins)
         self._on_error = on_error or (lambda error, cause: None)
         _check(self.links)
@@ -54,6 +55,10 @@ class Chain:
 
     def _named_for(self, hook: str) -> frozenset[str]:
         return frozenset(link.name for link in self.links if link.overrides(hook))
+
+    def tell(self, on_error: OnError) -> None:
+        """Tell `on_error` from now on."""
+        self._on_error = on_error
 
     def read(self, path: str, body: bytes) -> ChatRequest:
         """The chat completion that a request to `path` asks for. Raises RelayError or InvalidRequest."""
@@ -77,22 +82,32 @@ class Chain:
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
         for link in self._requests[ex.operation]:
-            reply = None
-            if link.name in self._reads:
-                try:
-                    reply = await link.plugin.on_request(ex)
-                except RelayError:
-                    raise
-                except (Exception, asyncio.CancelledError) as cause:
-                    if isinstance(cause, asyncio.CancelledError) and being_cancelled():
-                        raise
-                    raise self._named(link, "on_request", cause) from cause
+            reply = await self._show(link, ex) if link.name in self._reads else None
             entered.append(link)
             if reply is not None:
                 if not isinstance(reply, Reply):
                     raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
                 return reply
         return None
+
+    async def _show(self, link: Link, ex: Exchange) -> Reply | None:
+        """Show a request to one plugin; what it did becomes a step of the exchange."""
+        started = monotonic()
+        did: Did = "failed"
+        try:
+            reply = await link.plugin.on_request(ex)
+            did = "passed" if reply is None else "answered"
+        except RelayError as error:
+            did = "failed" if isinstance(error, InternalError) else "refused"
+            raise
+        except (Exception, asyncio.CancelledError) as cause:
+            if isinstance(cause, asyncio.CancelledError) and being_cancelled():
+                did = "cancelled"
+                raise
+            raise self._named(link, "on_request", cause) from cause
+        finally:
+            ex.steps.append(Step(link.name, did, monotonic() - started))
+        return reply
 
     def wrap(self, ex: Exchange, entered: Sequence[Link], sink: Sink) -> Sink:
         """The way back: the last plugin that the request met sees a chunk first.
@@ -108,7 +123,7 @@ class Chain:
                     if wrapped is not sink:
                         sink = _Layer(link, ex, wrapped, sink, self._named)
         except RelayError as error:
-            sink.end(Outcome("internal_error" if isinstance(error, InternalError) else "refused", error))
+            sink.end(Outcome.of(error))
             raise
         return sink
 

@@ -18,11 +18,13 @@ from relay.commands.audit import audit
 from relay.commands.keys import keys
 from relay.commands.options import config_option
 from relay.commands.quota import quota
+from relay.commands.tail import tail
 from relay.config import Config, load, parse, text_of
 from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
 from relay.starter import PROFILES, starter
+from relay.uncaught import told_to
 from relay.worker import work
 from relay.workers import supervise
 
@@ -48,6 +50,7 @@ def serve_command(path: Path, log_level: str, reader: Reader) -> None:
         text = text_of(path)
         config = parse(text, path)
         logger = log.configure(level=log_level)
+        told_to(logger)
         if config.server.workers == 1:
             await serve(config, logger, reader=reader)
         else:
@@ -94,6 +97,7 @@ def demo_command(port: int, admin_port: int, log_level: str) -> None:
 main.add_command(keys)
 main.add_command(quota)
 main.add_command(audit)
+main.add_command(tail)
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

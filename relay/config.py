@@ -49,7 +49,9 @@ class Server(Table, frozen=True, kw_only=True):
     host: Host = "127.0.0.1"
     port: Port = 8080
     workers: Count = 1
-    drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0  # 0: cut what is still running
+    # From SIGTERM on all are served as ever, but readiness is red: until then a balancer goes on sending.
+    shutdown_delay_s: Annotated[float, Meta(ge=0, le=86400)] = 0.0
+    drain_s: Annotated[float, Meta(ge=0, le=86400)] = 30.0  # after it; 0: cut what is still running
     max_body_bytes: Count = 2_097_152
     body_timeout_s: Seconds = 30.0
     idle_timeout_s: Seconds = 75.0
@@ -178,6 +180,12 @@ class Document(Table, frozen=True, kw_only=True):
                 raise ValueError(
                     f'plugins[{index}].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'
                 )
+
+    def __repr__(self) -> str:
+        # In a plugin's table, which is read later, secrets stand as they were written.
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown["plugins"] = tuple(table["use"] for table in self.plugins)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class Config(Document, frozen=True, kw_only=True):

@@ -25,11 +25,13 @@ from aiohttp import ClientConnectionError, ClientPayloadError
 from relay.account import Account
 from relay.budget import Budget
 from relay.errors import being_cancelled
+from relay.events import NOWHERE, Publisher
 from relay.log import Logger
 from relay.metrics import Metrics, Standing
 from relay.moderator import PASS, Context, Moderator, NoVerdict, RateLimited, Unauthorized, Unavailable, Verdict
 from relay.pure.breaker import Breaker
 from relay.pure.ruling import NOTHING_FOUND, Ruling
+from relay.pure.throttle import Throttle
 from relay.store.port import Store
 from relay.verdicts import SharedVerdicts, Verdicts
 
@@ -100,6 +102,7 @@ class Consultant:
         share_verdicts: bool = True,
         log: Logger,
         metrics: Metrics,
+        events: Publisher = NOWHERE,
     ) -> None:
         self.name = name
         self.in_order = moderator.in_order
@@ -118,6 +121,9 @@ class Consultant:
         self._verdicts = Verdicts(cache_s, shared) if cache_s > 0 and moderator.cacheable else None
         self._counts = metrics.calls(name, self._standing)
         self._complaints = _Complaints(log.bind(moderator=name))
+        self._events = events
+        self._told_state = self._breaker.state
+        self._throttle = Throttle(self.budget.rate)
 
     @property
     def available(self) -> bool:
@@ -228,12 +234,14 @@ class Consultant:
         except RateLimited:
             self._answered(ticket, sent)
             self.budget.refused()
+            self._tell_rate()
             return None
         except Unauthorized as cause:
             self._counts.took(loop.time() - sent)
             self._complaints.error("moderator refuses to answer", context, cause)
             if breaker.refused(ticket, loop.time()):
                 self.budget.dismiss()
+            self._tell_state()
             return Unjudged("unauthorized", self.name)
         except TimeoutError as cause:
             self._failed(ticket, sent)
@@ -275,6 +283,8 @@ class Consultant:
         ticket = self._breaker.enter(self._loop.time())
         if not ticket:
             self.budget.give_back()
+        elif self._breaker.state != self._told_state:
+            self._tell_state()
         return ticket
 
     def _answered(self, ticket: int, sent: float) -> None:
@@ -282,6 +292,8 @@ class Consultant:
         self._counts.took(now - sent)
         if self._breaker.answered(ticket, now):
             self._complaints.log.info("moderator answers again")
+            self._tell_state()
+        self._tell_rate()
 
     def _failed(self, ticket: int, sent: float) -> None:
         now = self._loop.time()
@@ -289,6 +301,21 @@ class Consultant:
         if self._breaker.failed(ticket, now):
             self._complaints.warn("moderator is not asked for a while")
             self.budget.dismiss()
+            self._tell_state()
+
+    def _tell_state(self) -> None:
+        """Publish that the breaker has changed. (One that is open again since its probe was given up has not, for others.)"""
+        before, self._told_state = self._told_state, self._breaker.state
+        if before != self._told_state:
+            self._events.publish("breaker", moderator=self.name, before=before, now=self._told_state)
+
+    def _tell_rate(self) -> None:
+        """Publish that the allowed rate has changed. The account of several processes hears of it a little later."""
+        budget = self.budget
+        change = self._throttle.look(budget.rate, budget.whole) if math.isfinite(budget.ceiling) else None
+        if change is not None:
+            before, now = round(change.before, 2), round(change.now, 2)
+            self._events.publish("throttle", moderator=self.name, before=before, now=now, ceiling=budget.ceiling)
 
     def _standing(self) -> Standing:
         return Standing(self._breaker.state, self.budget.ceiling, self.budget.rate, self.budget.waiting)

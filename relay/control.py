@@ -1,9 +1,9 @@
 """What a supervisor and a worker of its say to each other: one JSON object a line, over a pair of sockets.
 
 The first line that a worker gets is its `Assignment`, all others are an `Order`; it sends a `Report` every second and
-whenever something changes. The end of the line says that the other one is gone. The configuration comes this way, and not
-by name, so that all workers run the same, whatever has become of the file; and the way is nobody else's, so that secrets
-may go it.
+whenever something changes, and `News` when there is some. The end of the line says that the other one is gone. The
+configuration comes this way, and not by name, so that all workers run the same, whatever has become of the file; and the way
+is nobody else's, so that secrets may go it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
 
+from relay.events import Event
 from relay.pure.roster import State
 
 # Of one line: a configuration may name thousands of models.
@@ -40,13 +41,14 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Order(msgspec.Struct, frozen=True, tag=True):
-    """drain: refuse new requests, let open replies end. retire: the same, but refuse nobody. now: end them at once."""
+    """drain: refuse new requests, let open replies end; or after `shutdown_delay_s` retire. retire: take no new connections, let
+    the open ones end, refuse nobody. now: end them at once."""
 
     do: Literal["drain", "retire", "now"]
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """How it stands with a worker. One that retires says "leaving" when it takes no connections any more.
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """How it stands with a worker. It says "leaving" when it takes no connections any more.
 
     reasons: why it is not ready, if it serves and is not. refused: what is wrong with its configuration; it ends. leave:
     somebody has asked it to end, who should have asked the supervisor. key_names, grants: what the admin API has to know of
@@ -61,10 +63,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     leave: bool = False
 
 
+class News(msgspec.Struct, frozen=True, tag=True):
+    """What has happened at a worker (`relay.forwarding`)."""
+
+    events: tuple[Event, ...]
+
+
 T = TypeVar("T")
 
 TO_WORKER: Final[msgspec.json.Decoder[Assignment | Order]] = msgspec.json.Decoder(Assignment | Order)
-TO_SUPERVISOR: Final[msgspec.json.Decoder[Report]] = msgspec.json.Decoder(Report)
+TO_SUPERVISOR: Final[msgspec.json.Decoder[Report | News]] = msgspec.json.Decoder(Report | News)
 
 
 class Line(Generic[T]):
@@ -86,6 +94,11 @@ class Line(Generic[T]):
         """Say something; to one who is gone, nothing."""
         if not self._writer.is_closing():
             self._writer.write(msgspec.json.encode(message) + b"\n")
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were said, and that the other one has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
 
     async def receive(self) -> T | None:
         """What the other one says next; None: it is gone, or not what it should be."""

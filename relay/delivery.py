@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final, cast
 
 from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable
+from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable, usage_of
 from relay.pure.plain import plain_text
 from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
-from relay.pure.surfaces import IndexUnclearError, finished
+from relay.pure.surfaces import IndexUnclearError, finished, says
 
 # A reply that is not streamed is held whole. The longest answers of today's models stay below 1 MiB.
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
@@ -34,14 +35,16 @@ MAX_LESSONS: Final = 4
 class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
 
-    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_at", "reads")
+    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_text_at", "reads", "usage")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         self._ex = ex
         self._sink = sink
         self._body = body
         self.done = False
-        self.first_at = 0.0  # when the first byte came; the loop's clock
+        # When the first text came, or the whole of a reply that is not streamed; `time.monotonic`.
+        self.first_text_at: float | None = None
+        self.usage: Frame | None = None  # as the upstream told it
         self.reads = 0  # how many reads there were: who watches for silence compares two looks
         self.empty_reads = 0  # of those, how many told nothing
 
@@ -77,8 +80,6 @@ class Delivery(ABC):
     def on_data(self, data: bytes) -> None:
         if self.done:
             return
-        if not self.reads:
-            self.first_at = self._ex.loop.time()
         self.reads += 1
         try:
             self._take(data)
@@ -143,7 +144,8 @@ class StreamDelivery(Delivery):
         if not chunks:
             self.empty_reads += 1
         self._deliver(chunks)
-        self._ready = self._shape if self._decoder.idle else None
+        # Until the first text has come, every frame is looked at for it.
+        self._ready = self._shape if self._decoder.idle and self.first_text_at is not None else None
 
     def _deliver(self, chunks: Sequence[Chunk]) -> None:
         feed = self._sink.feed
@@ -152,6 +154,8 @@ class StreamDelivery(Delivery):
             if self._shape is not None:
                 chunk.said = self._shape.said(chunk.raw)
             if chunk.said is not None:
+                if self.first_text_at is None:
+                    self.first_text_at = monotonic()
                 feed(chunk)
             elif data.startswith(DONE):
                 if data == DONE:
@@ -166,6 +170,8 @@ class StreamDelivery(Delivery):
                     self._look(chunk)
                 elif self._lessons:
                     self._learn(chunk.raw)
+                if self.first_text_at is None and says(chunk):
+                    self.first_text_at = monotonic()
                 if not self.done:
                     feed(readable(chunk) if chunk.lenient or not chunk.plain else chunk)
             if self.done:
@@ -184,6 +190,7 @@ class StreamDelivery(Delivery):
         if error is not None:
             self._fail(error)
             return
+        self.usage = usage_of(cast(Frame, frame)) or self.usage
         try:
             self._finished.update(finished(cast(Frame, frame)))
         except IndexUnclearError:
@@ -233,6 +240,8 @@ class WholeDelivery(Delivery):
         if error is not None:
             self._fail(error)
             return
+        self.first_text_at = monotonic()
+        self.usage = usage_of(cast(Frame, frame))
         self._sink.feed(readable(chunk))
         self._end(Outcome("completed"))
 

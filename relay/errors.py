@@ -77,6 +77,18 @@ class UpstreamError(RelayError):
         self.kind = kind
 
 
+class UpstreamBusy(UpstreamError):
+    """The upstream takes no more requests for now. The relay's own account there is used up, not the client's."""
+
+    type = "requests"
+
+    def __init__(self, retry_after: str | None) -> None:
+        message = "The model server is busy. Ask again later."
+        super().__init__(message, code="rate_limit_exceeded", status=429, kind="status", acted=False)
+        if retry_after is not None:
+            self.headers["Retry-After"] = retry_after
+
+
 class ModerationError(RelayError):
     """A reply cannot be shown, or a request not passed on: it violates, or nobody could say whether it does."""
 

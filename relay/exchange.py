@@ -13,11 +13,12 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar, cast
+from time import monotonic
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from relay.errors import InternalError, RelayError, forget_frames
+from relay.errors import InternalError, RelayError, UpstreamError, forget_frames
 from relay.pure.openai import DONE_EVENT
 from relay.pure.request import ChatRequest
 
@@ -28,8 +29,17 @@ CLOSE_TIMEOUT_S = 5.0
 
 Operation = Literal["chat", "models", "quota"]
 
+# `relay.metrics.families.OUTCOMES` says what each means.
 OutcomeKind = Literal[
-    "completed", "filtered", "exhausted", "refused", "upstream_error", "client_gone", "drained", "internal_error"
+    "completed",
+    "filtered",
+    "exhausted",
+    "refused",
+    "unavailable",
+    "upstream_error",
+    "client_gone",
+    "drained",
+    "internal_error",
 ]
 
 
@@ -46,8 +56,22 @@ class Key(Generic[T]):
         return f"<Key {self.name}: {self.type.__name__}>"
 
 
+Did = Literal["passed", "answered", "refused", "failed", "cancelled"]
+
+
+class Step(NamedTuple):
+    """What one plugin did with a request on its way in, and how long it took, in seconds."""
+
+    plugin: str
+    did: Did
+    seconds: float
+
+
 CALLER: Final = Key("caller", str)
 """The name of the key that the request came with. Given by `auth`; never the key itself."""
+
+STOPPED_BY: Final[Key[tuple[str, str]]] = Key("stopped_by", tuple)
+"""The moderator that stopped the request or its reply, and the label that it gave. Given by `moderation`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,15 @@ class Outcome:
     kind: OutcomeKind
     error: RelayError | None = None
     done: bytes = DONE_EVENT
+
+    @classmethod
+    def of(cls, error: RelayError) -> Outcome:
+        """A request that ends by an error."""
+        if isinstance(error, UpstreamError):
+            return cls("upstream_error", error)
+        if isinstance(error, InternalError):
+            return cls("internal_error", error)
+        return cls("refused" if error.status < 500 else "unavailable", error)
 
 
 class Flow(Protocol):
@@ -103,8 +136,10 @@ class Exchange:
     """See the head of this file.
 
     id: the request id, in the reply's `x-request-id` and in every log line.
-    started: the loop's clock, in seconds.
+    started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
     asked: whether an upstream may have the request.
+    steps: what the plugins that the request has met did with it.
+    moderated_s: how long moderation made the client wait for the first text, in seconds, so far; None: there is none.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
     """
@@ -122,9 +157,11 @@ class Exchange:
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
         self.asked = False
+        self.steps: list[Step] = []
+        self.moderated_s: float | None = None
         self.needs_usage = False
         self.loop = asyncio.get_running_loop()
-        self.started = self.loop.time()
+        self.started = monotonic()
         self._load: Callable[[], ChatRequest] | None = None
         self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it
         self._state: dict[Key[Any], Any] = {}
@@ -176,6 +213,10 @@ class Exchange:
             flow.stop(self._stopped)
         elif self._holders:
             flow.pause()
+
+    def moderated(self, seconds: float) -> None:
+        """Moderation has made the client wait so much longer for the first text."""
+        self.moderated_s = (self.moderated_s or 0.0) + seconds
 
     @property
     def paused(self) -> bool:

@@ -209,8 +209,10 @@ class Gate:
         guard = self._guard
         if outcome.kind not in ("client_gone", "internal_error"):
             if guard.failure is not None:
-                kind: OutcomeKind = "upstream_error" if guard.failure == "upstream_malformed" else "filtered"
-                outcome = replace(outcome, kind=kind, error=guard_failure(guard.failure))
+                failed = Outcome.of(guard_failure(guard.failure))
+                # One that was stopped because it had to be is not one that could not be served.
+                kind: OutcomeKind = "filtered" if guard.failure == "content_filter" else failed.kind
+                outcome = replace(outcome, kind=kind, error=failed.error)
             elif guard.cut and outcome.kind == "completed":
                 outcome = replace(outcome, kind="filtered")
         try:

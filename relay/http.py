@@ -10,6 +10,8 @@ What to know of aiohttp (3.14), beside what it documents:
 * Its connection waits for a head in `_waiter`; what it has read, also what it could not, stands in `_messages`.
 * A body that breaks off in the middle (a chunk of no size) is reported behind the request that waits for it.
 * A `Connection: close` that a handler sets is sent and not kept to; `force_close` is.
+* `close` makes a connection deaf at once, also to the rest of a body, and leaves it open if it waits for a head; so does
+  `pre_shutdown`. `force_close` closes.
 * After a refusal it reads on for `lingering_time`, so that a client which is still sending gets to see the answer.
 """
 
@@ -38,6 +40,8 @@ SERVER = "relay"
 HEAD_TIMEOUT_S = 20.0
 # How long what is left of a refused body is read, and thrown away.
 LINGER_S = 5.0
+# How often the connections of a listener that empties are looked at.
+LOOK_S = 0.05
 # Browsers and SDKs send some twenty header lines and 1 KiB in all; gateways in front add their own.
 MAX_HEADERS = 128
 MAX_HEAD_BYTES = 65_536
@@ -85,6 +89,19 @@ class Listener(web.Server):
         """Have every further request answered with `Connection: close`, so that its client comes by another one."""
         self._leaving = True
 
+    async def empty(self, quiet_s: float) -> None:
+        """Returns when the last connection is closed; those on which nobody has asked for `quiet_s` are. After `leave`."""
+        loop = asyncio.get_running_loop()
+        quiet: dict[_Connection, float] = {}
+        while self._connections:
+            now = loop.time()
+            waiting = (each for each in map(_ours, self._connections) if each.is_quiet)
+            quiet = {each: quiet.get(each, now) for each in waiting}
+            for each, since in quiet.items():
+                if now - since >= quiet_s:
+                    each.force_close()
+            await asyncio.sleep(LOOK_S)  # aiohttp tells nobody when it begins to wait
+
     def _request(self, message: Any, *rest: Any) -> web.BaseRequest:
         # aiohttp goes by what the client has asked for.
         return self._make_request(message._replace(should_close=True) if self._leaving else message, *rest)
@@ -109,6 +126,11 @@ class Listener(web.Server):
         if self._on_refusal is not None:
             self._on_refusal(error, request_id, cause)
         return response
+
+
+def _ours(connection: RequestHandler) -> _Connection:
+    assert isinstance(connection, _Connection)
+    return connection
 
 
 def _wrong(request: web.BaseRequest) -> Reject | None:
@@ -159,6 +181,11 @@ class _Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._in_time()
         super().connection_lost(exc)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody asks or is being answered."""
+        return self._waits_for_head() and self._late is None
 
     def _in_time(self) -> None:
         if self._late is not None:

@@ -167,6 +167,11 @@ class Limiter:
             while self._sent:
                 await asyncio.wait(self._sent)
 
+    @property
+    def slots(self) -> int:
+        """How many requests of this process have places in the store that it renews."""
+        return len(set().union(*self._leased.values()))
+
     async def admit(self, id: str, scopes: Sequence[Scope], share: Share, now: float) -> Admission:
         """Ask for a request. id: one that no other request has; now: this process's clock, in seconds."""
         self.here.forget(now)

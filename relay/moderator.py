@@ -64,6 +64,7 @@ class Finding:
 class Verdict:
     """What a moderator says about one text. Raises ValueError for an action that is none. score: as in `Finding`.
 
+    label: the name of what was found, never a part of the text: it stands in the log, in events and in metrics.
     findings: what it has found one by one, if it tells; the strictest of them and of `action` counts.
     reference: the moderator's own name of this verdict, for the log and for support.
     """

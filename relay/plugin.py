@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, get_args, runtime_checkable
 
+from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import Options, suggestion
 from relay.pure.openai import Chunk
@@ -81,7 +82,8 @@ class Services:
     """What the relay lends to a plugin for its lifetime.
 
     folder: where relative paths of the configuration start. data: where the relay keeps files of its own; made by who needs
-    it first. store: None where the configuration says `memory:`; pulse: the store's, and None as it is.
+    it first. store: None where the configuration says `memory:`; pulse: the store's, and None as it is. events: where is told
+    what an operator may want to hear of at once.
     """
 
     log: Logger
@@ -90,6 +92,7 @@ class Services:
     data: Path
     store: Store | None = None
     pulse: Pulse | None = None
+    events: Publisher = NOWHERE
 
 
 class Plugin(Options):

@@ -10,7 +10,8 @@ import aiohttp
 import orjson
 from aiohttp import hdrs
 
-from relay.errors import Reject, RelayError, UpstreamError, upstream_malformed
+from relay.errors import Reject, RelayError, UpstreamBusy, UpstreamError, upstream_malformed
+from relay.secret import Secret
 
 # An error body is an object of a few hundred bytes; what is longer is a page.
 MAX_ERROR_BYTES: Final = 65_536
@@ -23,6 +24,9 @@ _SECRETS: Final = re.compile(
     r"\bhttps?://\S+|\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?|\[[0-9a-fA-F:]{3,}\](?::\d+)?|\b(?:sk|key|Bearer)[-_ ][\w.*-]{6,}|"
     r"\b[\w-]+(?:\.[\w-]+)+:\d{2,5}\b"
 )
+
+# A code goes to the log, where nothing of a request may stand: it has to be one.
+_WORD: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}", re.ASCII)
 
 
 def unanswered(cause: BaseException) -> tuple[UpstreamError, str]:
@@ -57,11 +61,11 @@ def wrong_head(response: aiohttp.ClientResponse, stream: bool) -> UpstreamError 
     return upstream_malformed() if wrong or encoding != "identity" else None
 
 
-async def refusal(response: aiohttp.ClientResponse) -> RelayError:
-    """The error for a status that is not 200."""
+async def refusal(response: aiohttp.ClientResponse, api_key: Secret | None = None) -> RelayError:
+    """The error for a status that is not 200; api_key: what the upstream was sent, and may quote."""
     status = response.status
     if status in CLIENT_ERRORS:
-        return await _client_error(response)
+        return await _client_error(response, api_key.reveal() if api_key is not None else "")
     if status in (401, 403):
         return UpstreamError(
             "The model server does not accept the relay's credentials; tell the operator.",
@@ -70,20 +74,14 @@ async def refusal(response: aiohttp.ClientResponse) -> RelayError:
         )
     if status == 429:
         retry_after = response.headers.get(hdrs.RETRY_AFTER, "")
-        return Reject(
-            "The model server is busy. Ask again later.",
-            code="rate_limit_exceeded",
-            status=429,
-            type="requests",
-            headers={hdrs.RETRY_AFTER: retry_after} if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else {},
-        )
+        return UpstreamBusy(retry_after if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else None)
     # 503 says that nothing was done.
     return UpstreamError(
         "The model server failed. Ask again later.", code="upstream_error", kind="status", acted=status != 503
     )
 
 
-async def _client_error(response: aiohttp.ClientResponse) -> Reject:
+async def _client_error(response: aiohttp.ClientResponse, api_key: str) -> Reject:
     """What the upstream says of the client's request, without addresses and keys."""
     try:
         body = b""
@@ -94,16 +92,19 @@ async def _client_error(response: aiohttp.ClientResponse) -> Reject:
         message = str(said["message"])
     except (TimeoutError, aiohttp.ClientError, orjson.JSONDecodeError, KeyError, TypeError):
         said, message = {}, "The model server refuses this request."
-    fields = {name: scrub(said[name]) for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    fields = {name: scrub(said[name], api_key) for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    code = fields.get("code", "")
     return Reject(
-        scrub(message),
-        code=fields.get("code") or "invalid_request",
+        scrub(message, api_key),
+        code=code if _WORD.fullmatch(code) else "invalid_request",
         status=response.status,
         type=fields.get("type") or "invalid_request_error",
         param=fields.get("param"),
     )
 
 
-def scrub(message: str) -> str:
-    """A message without what looks like an address or a key, and no longer than anybody reads."""
+def scrub(message: str, api_key: str = "") -> str:
+    """A message without the key, and what looks like an address or a key, and no longer than anybody reads."""
+    if api_key:
+        message = message.replace(api_key, "…")
     return _SECRETS.sub("…", message)[:MAX_ERROR_CHARS]

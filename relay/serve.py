@@ -4,6 +4,9 @@ Everything that can be wrong with the configuration stops the start before a soc
 readiness turns red at once and new requests are refused; open replies finish within `drain_s` and are then ended with an
 error in the stream; a second signal ends them at once. The public listener goes last.
 
+With `shutdown_delay_s` nobody is refused: so long, until a balancer has seen that readiness is red, all are served and told
+to come by another connection; then the listener is closed, and what is open finishes within `drain_s`.
+
 A process alone cannot be reloaded: SIGHUP says so in the log and changes nothing. With `workers` of 2 or more it can
 (`relay.supervisor`).
 """
@@ -17,7 +20,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +35,11 @@ from relay.app import App, on_plugin_error
 from relay.assembly import assemble
 from relay.body import AwaitedBody, PushedBody, c_parser_loaded, self_test
 from relay.config import Config
+from relay.events import Events, Publisher
 from relay.http import Listener
+from relay.lag import lag_told
 from relay.log import Logger
-from relay.metrics import Metrics
+from relay.metrics import LAG_PERIOD_S, Metrics
 from relay.options import ConfigError
 from relay.plugin import Plugin, Services
 from relay.store.opening import opened
@@ -48,8 +53,8 @@ Reader = Literal["push", "await"]
 BACKLOG = 4096
 
 
-# How long a client that keeps its connection has to ask again, when a worker leaves, before it is closed: who asks within
-# it is answered, and told to come by a new one.
+# How long a client that keeps its connection has to ask again, when a process leaves, before it is closed: who asks within
+# it is answered, and told to come by a new one. Who asks at the very moment of the end is not heard.
 LINGER_S = 5.0
 
 
@@ -58,13 +63,14 @@ class Share:
     """What a worker gets from its supervisor and does not open itself; the admin listener and the embedded store are there.
 
     worker: its number. board: where it says how many connections it has. sockets: they listen. data: where the relay keeps
-    files of its own.
+    files of its own. events: where it tells what happens.
     """
 
     worker: int
     board: Board
     sockets: Sequence[socket.socket]
     data: Path
+    events: Publisher
 
 
 class Relay:
@@ -79,6 +85,7 @@ class Relay:
         readiness: Callable[[], Readiness],
         public: tuple[Listener, web.ServerRunner, int],
         admin_port: int,
+        leaving: asyncio.Event,
     ) -> None:
         self.app = app
         self.plugins = plugins
@@ -87,35 +94,50 @@ class Relay:
         self.readiness = readiness
         self.public_port = public[2]
         self.admin_port = admin_port
+        self._leaving = leaving
         self._listener, self._runner = public[:2]
 
-    async def close_listener(self) -> None:
-        """Take no new connections: there are others who do. Requests on the open ones are answered, each with the last word."""
+    async def drain(self, delay_s: float, grace_s: float, on_deaf: Callable[[], None] = lambda: None) -> None:
+        """Be ready no more, serve all for `delay_s`, and come to an end within the grace; `on_deaf` as of `retire`.
+
+        Without a delay nobody else has had the time to take those who come: they are told to ask again.
+        """
+        self._leaving.set()
+        if delay_s:
+            self._listener.leave()
+            await asyncio.sleep(delay_s)
+            await self.retire(grace_s, on_deaf)
+        else:
+            await self.app.drain(grace_s)
+
+    async def retire(self, grace_s: float, on_deaf: Callable[[], None] = lambda: None) -> None:
+        """Take no new connections, for there are others who do, and say so to `on_deaf`; serve the open ones.
+
+        Each answer says that it is the connection's last. At the end of the grace what is open is ended.
+        """
         for site in self._runner.sites:
             await site.stop()
         self._listener.leave()
-
-    async def retire(self, grace_s: float) -> None:
-        """After `close_listener`: serve the open connections to their end, or to that of the grace."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + grace_s
-        linger = min(end, loop.time() + LINGER_S)
-        while self._listener.connections and loop.time() < linger:  # noqa: ASYNC110 - aiohttp tells nobody that one is gone
-            await asyncio.sleep(0.05)
-        self._listener.pre_shutdown()  # closes those on which nothing is asked, and the others after their reply
-        await self.app.drain(max(0.0, end - loop.time()))
+        on_deaf()
+        end = asyncio.get_running_loop().time() + grace_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                await self._listener.empty(LINGER_S)
+        await self.app.drain(max(0.0, end - asyncio.get_running_loop().time()))
 
 
 @asynccontextmanager
 async def running(
-    config: Config, log: Logger, *, reader: Reader = "push", share: Share | None = None
+    config: Config, log: Logger, *, reader: Reader = "push", share: Share | None = None, events: Events | None = None
 ) -> AsyncIterator[Relay]:
     """Serve while the block runs. Raises ConfigError, or OSError if a port is taken.
 
     reader: how upstream bodies are read; "await" is the plain way, which is also taken where aiohttp cannot be pushed.
-    share: given to a worker.
+    share: given to a worker. events: what else happens in this process is told there; a worker's go the way of its share.
     """
-    chain = assemble(config, on_plugin_error(log))
+    bus = events or Events()
+    publisher: Publisher = share.events if share is not None else bus
+    chain = assemble(config)
     if not c_parser_loaded():
         raise ConfigError(
             "aiohttp runs without its C parser, which is not safe to face clients with; install its wheel"
@@ -129,17 +151,20 @@ async def running(
     metrics = Metrics(
         (model for upstream in config.upstreams for model in upstream.model_map),
         (upstream.name for upstream in config.upstreams),
+        (link.name for link in chain.links),
     )
-    upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics, log)
+    chain.tell(on_plugin_error(log, metrics))
+    upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics, log, publisher)
     data = share.data if share is not None else config.store.data(config.folder)
-    app = App(config, chain, upstreams, metrics, log)
+    app = App(config, chain, upstreams, metrics, log, publisher)
     started = False
+    leaving = asyncio.Event()
     store: RedisStore | None = None
 
     def readiness() -> Readiness:
         # A store that goes away later is no reason: it would be one for all relays at once, and each has its policies.
         away = store is not None and not store.reached
-        reasons = {"starting": not started, "store away": away, "draining": app.draining}
+        reasons = {"starting": not started, "store away": away, "draining": leaving.is_set() or app.draining}
         said = tuple(reason for reason, holds in reasons.items() if holds)
         return Readiness(not said, said)
 
@@ -147,13 +172,24 @@ async def running(
         admin_port = 0
         if share is None:
             admin_sockets = await listening(stack, config.admin.host, config.admin.port, what="admin listener")
-            admin = Admin(metrics, readiness, config.admin.token)
+            admin = Admin(metrics, readiness, config.admin.token, events=bus)
             _, admin_port = await accept(stack, Listener(admin.handle), admin_sockets)
+            stack.callback(bus.close)  # who listens there is told to the end, and then goes
         store = await stack.enter_async_context(
-            opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics, own=share is None)
+            opened(
+                config.store,
+                folder=config.folder,
+                data=data,
+                log=log,
+                metrics=metrics,
+                own=share is None,
+                events=publisher,
+            )
         )
-        pulse = None if store is None else await stack.enter_async_context(beating(store, log))
-        services = Services(log=log, metrics=metrics, folder=config.folder, data=data, store=store, pulse=pulse)
+        pulse = None if store is None else await stack.enter_async_context(beating(store, log, publisher))
+        services = Services(
+            log=log, metrics=metrics, folder=config.folder, data=data, store=store, pulse=pulse, events=publisher
+        )
         plugins = [link.plugin for link in chain.links]
         if share is None:
             admin.serve(AdminApi(None if store is None else Administration.of(store, plugins), log))
@@ -168,10 +204,13 @@ async def running(
             else await listening(stack, config.server.host, config.server.port, what="public listener")
         )
         runner, public_port = await accept(stack, public, sockets, share)
+        await stack.enter_async_context(lag_told(metrics.lagged, LAG_PERIOD_S))
         watch = asyncio.get_running_loop().create_task(app.watch())
         stack.callback(watch.cancel)
         started = True
-        yield Relay(app, plugins, store, metrics, readiness, (public, runner, public_port), admin_port)
+        if share is None:
+            bus.publish("start", workers=1, pid=os.getpid())
+        yield Relay(app, plugins, store, metrics, readiness, (public, runner, public_port), admin_port, leaving)
 
 
 async def listening(stack: AsyncExitStack, host: str, port: int, *, what: str) -> list[socket.socket]:
@@ -223,6 +262,7 @@ async def serve(
     allow_many_files()
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
+    events = Events()
 
     def on_signal() -> None:
         if stop.is_set():
@@ -235,13 +275,15 @@ async def serve(
         if terminal_gone(had_terminal):
             on_signal()
         else:
-            log.warning("not reloaded", reason="one process cannot; set [server] workers to 2 or more, and restart")
+            reason = "one process cannot; set [server] workers to 2 or more, and restart"
+            log.warning("not reloaded", reason=reason)
+            events.publish("reload", state="refused", reason=reason)
 
     loop.set_exception_handler(logged_by(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    async with running(config, log, reader=reader) as relay:
+    async with running(config, log, reader=reader, events=events) as relay:
         log.info(
             "serving",
             host=config.server.host,
@@ -253,8 +295,10 @@ async def serve(
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
         await stop.wait()
-        log.info("draining", grace_s=config.server.drain_s)
-        await hurried(relay.app.drain(config.server.drain_s), now, relay.app)
+        server = config.server
+        log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
+        events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
+        await hurried(relay.drain(server.shutdown_delay_s, server.drain_s), now, relay.app)
         log.info("stopped")
 
 
@@ -290,7 +334,9 @@ def logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any
     """What nobody caught goes to our log: the loop's own handler writes messages, and those may quote a prompt."""
 
     def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        log.error("unhandled", what=context.get("message"), exc_info=context.get("exception"))
+        # Behind these words stands the callback with its arguments, or the object that it is a method of.
+        what, callback, _ = str(context.get("message")).partition("Exception in callback")
+        log.error("unhandled", what=callback or what, exc_info=context.get("exception"))
 
     return handler
 

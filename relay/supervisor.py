@@ -31,7 +31,8 @@ from typing import Literal
 from relay.acceptor import Board
 from relay.admin import Readiness
 from relay.config import Config, parse, text_of
-from relay.control import TO_SUPERVISOR, Assignment, Line, Order, Report
+from relay.control import TO_SUPERVISOR, Assignment, Line, News, Order, Report
+from relay.events import Event, Events
 from relay.log import Logger
 from relay.metrics.workers import Crew, WorkersMetrics
 from relay.options import ConfigError
@@ -71,7 +72,7 @@ class Worker:
     number: int
     source: Source
     process: Process
-    line: Line[Report]
+    line: Line[Report | News]
     started_at: float
     state: State = "starting"
     served: bool = False
@@ -103,7 +104,7 @@ class Supervisor:
     """Keeps workers serving.
 
     on_ready: called when as many serve as are wanted, for the first time. on_described: called with what a worker says of the
-    configuration that it serves, its key names and grants.
+    configuration that it serves, its key names and grants. events: where is told what happens here and at the workers.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Supervisor:
         log: Logger,
         on_ready: Callable[[], None],
         on_described: Callable[[Collection[str], Mapping[str, int]], None],
+        events: Events | None = None,
     ) -> None:
         self.metrics = WorkersMetrics(means.metrics, self._crew)
         self._means = means
@@ -120,6 +122,7 @@ class Supervisor:
         self._log = log
         self._on_ready = on_ready
         self._on_described = on_described
+        self._events = events or Events()
         self._first = source.config
         self._source = source
         self._trial: Source | None = source  # what none has served yet
@@ -161,6 +164,8 @@ class Supervisor:
         try:
             while not self._failed and (self._workers or not self._signals):
                 self._news.clear()
+                if self._signals and all(worker.deaf for worker in self._workers.values()):
+                    self._hang_up()
                 wait = None if self._signals else await self._act()
                 try:
                     async with asyncio.timeout(wait):
@@ -204,6 +209,7 @@ class Supervisor:
             self._on_ready()
         elif self._arrived_at is not self._source:
             self._log.info("reloaded", workers=self._source.config.server.workers)
+            self._events.publish("reload", state="done", workers=self._source.config.server.workers)
         self._arrived_at = self._source
 
     async def _start(self, source: Source) -> bool:
@@ -256,6 +262,10 @@ class Supervisor:
     async def _attend(self, worker: Worker) -> None:
         """Hear what a worker says, to its end."""
         while (report := await worker.line.receive()) is not None:
+            if isinstance(report, News):
+                for event in report.events:
+                    self._events.take(Event(event.at, event.kind, {**event.fields, "worker": worker.number}))
+                continue
             worker.silent = 0
             worker.reasons = report.reasons
             worker.refused = report.refused or worker.refused
@@ -275,6 +285,7 @@ class Supervisor:
     def _serves(self, worker: Worker) -> None:
         worker.state, worker.served = "serving", True
         self._log.info("worker serves", worker=worker.number, pid=worker.process.pid)
+        self._events.publish("worker", worker=worker.number, state="serves", pid=worker.process.pid)
         if worker.source is self._trial:
             self._source, self._trial = self._trial, None
         self._news.set()
@@ -292,6 +303,8 @@ class Supervisor:
         self.metrics.ended(worker.number, reason)
         self._board.remove(worker.number)
         told = {"worker": worker.number, "pid": worker.process.pid, "reason": reason, "status": status}
+        pid = worker.process.pid
+        self._events.publish("worker", worker=worker.number, state="ended", reason=reason, pid=pid, exit_status=status)
         if reason == "left" or self._failed:
             self._log.info("worker ended", **told)
         elif worker.source is self._trial and not dismissed:
@@ -327,6 +340,11 @@ class Supervisor:
         worker.state = "leaving"
         self._news.set()
 
+    def _hang_up(self) -> None:
+        """Whoever comes now is to be refused, and not to wait for nobody."""
+        for each in self._means.sockets:
+            each.close()
+
     def _kill(self, worker: Worker) -> None:
         if worker.process.returncode is None:
             worker.process.kill()
@@ -348,6 +366,9 @@ class Supervisor:
     def stop(self) -> None:
         """Have all workers drain; the second time end their replies at once; after that, end them."""
         self._signals += 1
+        if self._signals == 1:
+            server = self._source.config.server
+            self._events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         for worker in tuple(self._workers.values()):
             if self._signals > 2 or worker.state == "starting":
                 self._kill(worker)
@@ -379,10 +400,12 @@ class Supervisor:
             self._trial = Source(self._generations, text, config)
             self._not_before = 0.0
             self._log.info("reloading", workers=config.server.workers)
+            self._events.publish("reload", state="begun", workers=config.server.workers)
             self._news.set()
 
     def _not_reloaded(self, problems: Sequence[str]) -> None:
         self._log.error("not reloaded", problems=list(problems))
+        self._events.publish("reload", state="refused", reason="; ".join(problems))
 
 
 def _takes_restart(first: Config, now: Config) -> list[str]:

@@ -26,6 +26,7 @@ from relay.balancer import Balancer
 from relay.body import Body, PushConnector, PushProtocol
 from relay.config import Upstream
 from relay.errors import NO_RETRY, RelayError, UpstreamError, forget_frames
+from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
@@ -64,11 +65,12 @@ class Upstreams:
         make_body: Callable[[aiohttp.ClientResponse], Body],
         metrics: Metrics,
         log: Logger,
+        events: Publisher = NOWHERE,
     ) -> None:
         upstreams = tuple(configured)
         self._make_body = make_body
         self._metrics = metrics
-        self._balancer = Balancer(upstreams, metrics, log, _now())
+        self._balancer = Balancer(upstreams, metrics, log, _now(), events)
         self._endpoints = {upstream.name: _endpoint(upstream) for upstream in upstreams}
         self._log = log
         self._tells_no_usage: set[str] = set()
@@ -199,7 +201,7 @@ class Upstreams:
             self._balancer.failed(upstream, asked_at, now)
         if response.status not in CLIENT_ERRORS:
             self._metrics.upstream_error(upstream.name, "status")
-        error = await refusal(response)
+        error = await refusal(response, upstream.api_key)
         response.release()
         if usage and not again and "stream_options" in f"{error.param} {error.message}":
             raise _UsageRefusedError

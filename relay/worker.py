@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,12 +19,14 @@ from relay.acceptor import Board
 from relay.administration import described
 from relay.config import Config, parse
 from relay.control import TO_WORKER, Assignment, Line, Order, Report
+from relay.forwarding import Forwarding
 from relay.log import Logger, configure
 from relay.metrics.workers import share
 from relay.options import ConfigError
 from relay.pure.roster import State
 from relay.secret import Secret
 from relay.serve import Relay, Share, allow_many_files, hurried, logged_by, running, settle
+from relay.uncaught import told_to
 
 BEAT_S = 1.0
 # If the loop stands still and no supervisor is there any more to see it, the system ends the process: SIGALRM.
@@ -39,6 +43,7 @@ async def work(descriptor: int) -> int:
     if not isinstance(given, Assignment):
         return 0  # the supervisor was gone before it said anything
     worker = Worker(given, line)
+    told_to(worker.log)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.asked)
@@ -87,19 +92,20 @@ class Worker:
         sockets = [socket.socket(fileno=descriptor) for descriptor in given.sockets]
         allow_many_files()
         board = Board(Path(given.metrics))
-        part = Share(worker=given.worker, board=board, sockets=sockets, data=Path(given.data))
-        async with running(config, self.log, reader=given.reader, share=part) as relay:
+        events = Forwarding(self._line.send, lambda: self._line.backlog)
+        part = Share(worker=given.worker, board=board, sockets=sockets, data=Path(given.data), events=events)
+        async with AsyncExitStack() as stack:
+            stack.callback(events.flush)
+            relay = await stack.enter_async_context(running(config, self.log, reader=given.reader, share=part))
             settle()
             self._relay = relay
             self._state = "serving"
             names, grants = described(relay.plugins)
             self._line.send(Report(state=self._state, key_names=tuple(names), grants=dict(grants)))
             await self._order.wait()
-            if self._retiring:
-                await relay.close_listener()
-            self._is("leaving")
-            grace_s = config.server.drain_s
-            await hurried(relay.retire(grace_s) if self._retiring else relay.app.drain(grace_s), self._now, relay.app)
+            server = config.server
+            going = relay.retire if self._retiring else partial(relay.drain, server.shutdown_delay_s)
+            await hurried(going(server.drain_s, partial(self._is, "leaving")), self._now, relay.app)
 
     def _config(self) -> Config:
         config = parse(self._given.config, Path(self._given.path))

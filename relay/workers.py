@@ -17,6 +17,7 @@ from relay.admin import Admin
 from relay.admin_api import AdminApi
 from relay.administration import Administration
 from relay.config import Config
+from relay.events import Events
 from relay.http import Listener
 from relay.log import Logger
 from relay.metrics import Metrics
@@ -34,7 +35,8 @@ LOOK_S = 1.0
 class Desk:
     """What the admin listener answers: anew whenever a worker says what is served."""
 
-    def __init__(self, store: Store | None, token: Secret | None, log: Logger) -> None:
+    def __init__(self, store: Store | None, token: Secret | None, log: Logger, events: Events | None = None) -> None:
+        self._events = events or Events()
         self._store = store
         self._token = token
         self._log = log
@@ -44,12 +46,12 @@ class Desk:
     def open(self, supervisor: Supervisor) -> None:
         """Before the first request. Which keys are configured, and what is granted, the first worker says that serves."""
         self._supervisor = supervisor
-        self._admin = Admin(supervisor.metrics, supervisor.readiness, self._token)
+        self._admin = Admin(supervisor.metrics, supervisor.readiness, self._token, events=self._events)
 
     def described(self, key_names: Collection[str], grants: Mapping[str, int]) -> None:
         store, asked = self._store, self._supervisor
         api = AdminApi(None if store is None else Administration(store, key_names, grants), self._log)
-        self._admin = Admin(asked.metrics, asked.readiness, self._token, api)
+        self._admin = Admin(asked.metrics, asked.readiness, self._token, api, self._events)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._admin.handle(request)
@@ -68,6 +70,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logged_by(log))
     server, admin = config.server, config.admin
+    events = Events()
     async with AsyncExitStack() as stack:
         admin_sockets = await listening(stack, admin.host, admin.port, what="admin listener")
         sockets = await listening(stack, server.host, server.port, what="public listener")
@@ -76,7 +79,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
         metrics = Metrics((), ())
         data = config.store.data(config.folder)
         store = await stack.enter_async_context(
-            opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics)
+            opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics, events=events)
         )
         means = Means(
             sockets=sockets,
@@ -97,17 +100,19 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
                 admin_port=admin_port,
                 workers=server.workers,
             )
+            events.publish("start", workers=server.workers, pid=os.getpid())
 
-        desk = Desk(store, admin.token, log)
-        supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described)
+        desk = Desk(store, admin.token, log, events)
+        supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described, events)
         desk.open(supervisor)
         _, admin_port = await accept(stack, Listener(desk.handle), admin_sockets)
+        stack.callback(events.close)  # who listens there is told to the end, and then goes
         stack.callback(loop.create_task(_look(metrics)).cancel)
         had_terminal = os.isatty(2)
 
         def on_stop() -> None:
             supervisor.stop()
-            log.info("draining", grace_s=server.drain_s)
+            log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
 
         def on_hangup() -> None:
             if terminal_gone(had_terminal):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from time import monotonic
 from typing import Final
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -16,6 +17,7 @@ from multidict import CIMultiDict
 from relay.errors import InternalError, RelayError
 from relay.exchange import Exchange, Outcome
 from relay.pure.openai import Chunk, error_event
+from relay.pure.surfaces import says
 
 # What we may hold for a client that does not read. The kernel's buffers come on top.
 HIGH_WATER_BYTES: Final = 65_536
@@ -62,7 +64,7 @@ class StreamWriter:
 
     __slots__ = (
         "_chunked", "_ended", "_ex", "_outbox", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
-        "chunks", "first_at", "headers", "outcome", "status",
+        "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
     )  # fmt: skip
 
     def __init__(self, ex: Exchange, request: web.BaseRequest, outbox: Outbox, *, stall_timeout_s: float) -> None:
@@ -70,7 +72,8 @@ class StreamWriter:
         self.status = 200
         self.headers: Mapping[str, str] = {}  # of an answer that a plugin gave
         self.chunks = 0
-        self.first_at = 0.0  # when the first frame left; the loop's clock
+        self.first_at = 0.0  # when the first frame left; `time.monotonic`
+        self.first_text_at: float | None = None  # when the first text was there to leave
         self._ex = ex
         self._request = request
         self._outbox = outbox
@@ -86,6 +89,8 @@ class StreamWriter:
     def feed(self, chunk: Chunk) -> None:
         if self.outcome is None:
             self.chunks += 1
+            if self.first_text_at is None and says(chunk):
+                self.first_text_at = monotonic()
             pending = self._pending
             if not pending:
                 self._outbox.add(self)
@@ -157,7 +162,7 @@ class StreamWriter:
         if stream is None or transport is None:
             raise ConnectionResetError("the client is gone")
         self._transport = transport
-        self.first_at = self._ex.loop.time()
+        self.first_at = monotonic()
         self.flush()
         while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
@@ -178,6 +183,7 @@ class WholeWriter:
         self.status = 200
         self.chunks = 0
         self.first_at = 0.0
+        self.first_text_at: float | None = None
         self._ex = ex
         self._request = request
         self._stall_timeout_s = stall_timeout_s
@@ -187,6 +193,7 @@ class WholeWriter:
     def feed(self, chunk: Chunk) -> None:
         if self.outcome is None:
             self.chunks += 1
+            self.first_text_at = monotonic()
             self._body = chunk.raw
 
     def end(self, outcome: Outcome) -> None:
@@ -209,7 +216,7 @@ class WholeWriter:
             raise InternalError
         headers = _head(self._ex, {hdrs.CONTENT_TYPE: "application/json"}, self.headers)
         if len(self._body) <= HIGH_WATER_BYTES:
-            self.first_at = self._ex.loop.time()
+            self.first_at = monotonic()
             return web.Response(body=self._body, status=self.status, headers=headers)
         response = web.StreamResponse(status=self.status, headers=headers)
         response.content_length = len(self._body)
@@ -217,7 +224,7 @@ class WholeWriter:
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        self.first_at = self._ex.loop.time()
+        self.first_at = monotonic()
         for start in range(0, len(self._body), HIGH_WATER_BYTES):
             piece = self._body[start : start + HIGH_WATER_BYTES]
             await _taken(response.write(piece), transport, self._stall_timeout_s)

@@ -15,7 +15,7 @@ from relay.plugin import Plugin
 from relay_plugins.moderation import Moderation
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 READMES = [ROOT / "README.md", ROOT / "docs" / "README.zh.md"]
 
 

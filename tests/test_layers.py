@@ -12,16 +12,24 @@ ROOT = Path(__file__).parents[1]
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
         f"relay.{name}"
-        for name in "acceptor admin admin_api app body consultant cors http refusal serve upstream workers writer".split()
+        for name in "acceptor admin admin_api admin_events app body consultant cors http refusal serve upstream workers writer".split()
     )
-    | {"relay_plugins.tencent.service", "relay_plugins.tencent.fake.server"},
+    | {
+        "relay.commands.following",
+        "relay.testing.load",
+        "relay_plugins.tencent.service",
+        "relay_plugins.tencent.fake.server",
+    },
+    "aiohttp_sse_client": frozenset({"relay.commands.following"}),
     "prometheus_client": frozenset({"relay.metrics"})
-    | frozenset(f"relay.metrics.{name}" for name in "collectors exposition journal moderation store workers".split()),
+    | frozenset(
+        f"relay.metrics.{name}" for name in "collectors exposition journal moderation requests store workers".split()
+    ),
     "structlog": frozenset({"relay.log"}),
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
     "tomllib": frozenset({"relay.config"}),
     "click": frozenset({"relay.cli", "relay.demo"})
-    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota".split()),
+    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota tail".split()),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
@@ -41,15 +49,17 @@ NEVER_IN_PURE = frozenset(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
-    frozenset({"relay.commands", "relay.commands.audit", "relay.commands.keys", "relay.commands.quota"}),
-    frozenset({"relay.commands.attached", "relay.commands.options", "relay.commands.table"}),
+    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".quota", ".tail")),
+    frozenset(f"relay.commands.{name}" for name in "attached following options table".split()),
     frozenset({"relay.demo", "relay.starter"}),
     frozenset({"relay.workers", "relay.worker"}),
     frozenset({"relay.supervisor"}),
+    frozenset({"relay.forwarding"}),
     frozenset({"relay.control"}),
     frozenset({"relay.serve"}),
     frozenset({"relay.app", "relay.admin", "relay.acceptor"}),
     frozenset({"relay.admin_openapi"}),
+    frozenset({"relay.admin_events"}),
     frozenset({"relay.admin_api"}),
     frozenset({"relay.administration", "relay.silence"}),
     frozenset(
@@ -63,6 +73,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "relay.delivery",
             "relay.usage",
             "relay.cors",
+            "relay.uncaught",
         }
     ),
     frozenset({"relay.chain", "relay.gate", "relay.degraded"}),
@@ -77,14 +88,25 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.store.places", "relay.store.home"}),
     frozenset({"relay.store.link"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),
-    frozenset({"relay.exchange", "relay.metrics", "relay.log", "relay.body", "relay.routes", "relay.budget"}),
+    frozenset(
+        {"relay.exchange", "relay.metrics", "relay.lag", "relay.log", "relay.body", "relay.routes", "relay.budget"}
+    ),
     frozenset({"relay.journal_file", "relay.ledger", "relay.limits", "relay.account"}),
-    frozenset({"relay.metrics.journal", "relay.metrics.moderation", "relay.metrics.store", "relay.metrics.workers"}),
-    frozenset({"relay.metrics.collectors", "relay.metrics.exposition"}),
+    frozenset(
+        {
+            "relay.metrics.journal",
+            "relay.metrics.moderation",
+            "relay.metrics.requests",
+            "relay.metrics.store",
+            "relay.metrics.workers",
+        }
+    ),
+    frozenset({"relay.metrics.collectors", "relay.metrics.exposition", "relay.metrics.reference"}),
     frozenset({"relay.metrics.families"}),
     frozenset(
         {
             "relay.errors",
+            "relay.events",
             "relay.failpoint",
             "relay.store",
             "relay.store.port",

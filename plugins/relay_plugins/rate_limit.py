@@ -118,6 +118,7 @@ class RateLimit(Plugin):
         self._metrics = services.metrics
         pulse = services.pulse
         self._limiter = Limiter(self.name, services.store, lambda: pulse.replicas if pulse is not None else 1)
+        services.metrics.store.watch_promises("slot", lambda: self._limiter.slots)
         with _named_once(services, self.name):
             async with self._limiter.running():
                 yield

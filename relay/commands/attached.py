@@ -60,7 +60,7 @@ def described(path: Path) -> tuple[Config, Chain]:
         config = load(path)
         return config, assemble(config)
     except ConfigError as error:
-        partly = _PartlySet()
+        partly = PartlySet()
         try:
             config = parse(text_of(path), path, partly)
             return config, assemble(config, environ=partly)
@@ -68,11 +68,17 @@ def described(path: Path) -> tuple[Config, Chain]:
             raise error from None
 
 
-class _PartlySet(Mapping[str, str]):
-    """The environment, with a value of its own for every variable that is not set."""
+class PartlySet(Mapping[str, str]):
+    """The environment, with a value of its own for every variable that is not set. made_up: those values, and whose they are."""
+
+    def __init__(self) -> None:
+        self.made_up: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
-        return os.environ.get(name) or "unset" + name
+        if value := os.environ.get(name):
+            return value
+        self.made_up["unset" + name] = name
+        return "unset" + name
 
     def __iter__(self) -> Iterator[str]:
         return iter(os.environ)

@@ -7,70 +7,47 @@ The tables in `families` are the reference: one `Family` per metric, one closed 
 not in its set is counted as "other" (an outcome nobody has named is our own fault: "internal_error"). So the number of
 series depends on the configuration, never on what clients send: no key ids, no request ids, no model names of requests.
 
-Nothing here runs per chunk; what costs far more, a call to a moderator, is counted when it happens. The core counts in locals and hands over the sums when a stream ends, as a `RequestRecord`
-and a `ModerationTally`. `.labels()` costs more than the increment, so children are bound once. Counters are bound at
-start-up, all of them: a counter whose first sample is already 1 hides that first event from `rate()`. The two
-histograms by model are bound at their first observation, because an idle one costs some twenty series.
+Nothing here runs per chunk; what costs far more, a call to a moderator, is counted when it happens. The core counts in
+locals and hands over the sums when a stream ends, as a `RequestRecord` and a `ModerationTally`. `.labels()` costs more than the increment, so children are bound once. Counters are bound at
+start-up, all of them: a counter whose first sample is already 1 hides that first event from `rate()`. Histograms
+by model, upstream or plugin are bound at their first observation, because an idle one costs some twenty series.
+
+Exemplars carry the id of a request, in a process alone; prometheus-client drops those of several workers.
 
 Collectors belong to a `Metrics` and its registry, never to the module: two relays in one process do not share a count.
 """
 
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
-from relay.metrics.collectors import OnDemand, bind, counter, gauge, histogram, within
+from relay.metrics import families
+from relay.metrics.collectors import counter, counters, gauge, histogram, within
 from relay.metrics.exposition import Exposition, exposed
 from relay.metrics.families import (
     BREAKER_STATES,
-    BUILD_INFO,
     CHARACTERS,
     CHECKS,
-    CHUNKS,
-    CONCERNS,
-    COUNTED_BY,
-    DEGRADED,
-    DIRECTIONS,
     FAMILIES,
-    FIRST_BYTE,
-    FIRST_TOKEN,
-    FIRST_TOKEN_BUCKETS,
-    HISTORY_TRIMMED,
-    OPEN_STREAMS,
     OPERATIONS,
     OTHER,
     OUTCOMES,
-    OVERHEAD,
-    OVERHEAD_BUCKETS,
-    QUOTA_CHARGED,
-    QUOTA_TOKENS,
-    QUOTA_UNCOVERED,
-    QUOTA_UNITS,
     REFUSALS,
-    REFUSED,
-    REQUEST_DURATION,
-    REQUEST_DURATION_BUCKETS,
-    REQUESTS,
     RETRIES,
     UNJUDGED,
     UNVERIFIED,
-    UPSTREAM_EJECTED,
-    UPSTREAM_EJECTIONS,
     UPSTREAM_ERRORS,
-    UPSTREAM_FAILURES,
     UPSTREAM_OUTCOMES,
-    UPSTREAM_REQUESTS,
-    UPSTREAM_RETRIES,
     Family,
 )
 from relay.metrics.journal import JournalMetrics
 from relay.metrics.moderation import Calls, ModerationMetrics, ModerationTally, Standing
+from relay.metrics.requests import RequestMetrics, RequestRecord
 from relay.metrics.store import StoreMetrics
-from relay.pure.health import REASONS, Reason
+from relay.pure.health import Reason
 
 __all__ = [
     "BREAKER_STATES",
@@ -106,67 +83,45 @@ def _installed(package: str) -> str:
 # Looked up on the disk, so at import and not where a loop may be running.
 _RUNNING = (_installed("moderelay"), platform.python_version(), _installed("aiohttp"))
 
-# The operations that the GenAI conventions speak of; a list of models or a wrong path would only blur their quantiles.
-_GEN_AI_OPERATIONS = frozenset({"chat"})
-_CLEAN = frozenset({"completed", "filtered", "exhausted"})
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestRecord:
-    """One request that has ended. Times are seconds since its arrival; None: it did not come so far."""
-
-    operation: str
-    outcome: str
-    duration_s: float
-    model: str = ""
-    """As the client named it; counted under its name only if it is one of the configured."""
-    refusal: str = ""
-    """The code of the error body if the request was refused."""
-    first_byte_s: float | None = None
-    first_token_s: float | None = None
-    overhead_s: float | None = None
-    chunks: int = 0
+# How far apart `lag` is told. One that was late for longer made all that came meanwhile wait, the later the less.
+LAG_PERIOD_S = 0.25
+_MOST_LAGS = 40
 
 
 class Metrics:
     """The counts of one relay. Its methods are the events of a request's life; none of them raises or waits.
 
-    `models` are the public names of the configuration, `upstreams` the configured names. Moderators are built by a
+    models: the public names of the configuration; upstreams, plugins: the configured names. Moderators are built by a
     plugin, later than this: it announces each with `add_moderator`.
     """
 
-    def __init__(self, models: Iterable[str], upstreams: Iterable[str]) -> None:
+    def __init__(self, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str] = ()) -> None:
         # `_created` doubles the series, and a Prometheus before 2.50 stores each as one more metric. The library has
         # no switch but this one, for the whole process.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        self._models = frozenset(models)
-        self._upstreams = frozenset(upstreams) | {OTHER}
-        self._requests = bind(counter(REQUESTS, registry), OPERATIONS, OUTCOMES)
-        self._refusals = bind(counter(REFUSED, registry), REFUSALS)
-        self._open_streams = gauge(OPEN_STREAMS, registry)
-        self._first_byte = histogram(FIRST_BYTE, FIRST_TOKEN_BUCKETS, registry)
-        self._chunks = counter(CHUNKS, registry)
-        self._overhead = histogram(OVERHEAD, OVERHEAD_BUCKETS, registry)
-        self._duration = OnDemand(histogram(REQUEST_DURATION, REQUEST_DURATION_BUCKETS, registry))
-        self._first_token = OnDemand(histogram(FIRST_TOKEN, FIRST_TOKEN_BUCKETS, registry))
-        self._upstream_requests = bind(counter(UPSTREAM_REQUESTS, registry), self._upstreams, UPSTREAM_OUTCOMES)
-        self._upstream_errors = bind(counter(UPSTREAM_FAILURES, registry), self._upstreams, UPSTREAM_ERRORS)
-        self._retries = bind(counter(UPSTREAM_RETRIES, registry), self._upstreams, RETRIES)
-        self._ejections = bind(counter(UPSTREAM_EJECTIONS, registry), self._upstreams, REASONS)
-        self._ejected = bind(gauge(UPSTREAM_EJECTED, registry), self._upstreams)
-        self._trimmed = counter(HISTORY_TRIMMED, registry)
-        self._charged = bind(counter(QUOTA_CHARGED, registry), QUOTA_UNITS)
-        self._uncovered = bind(counter(QUOTA_UNCOVERED, registry), QUOTA_UNITS)
-        self._tokens = bind(counter(QUOTA_TOKENS, registry), DIRECTIONS, COUNTED_BY)
-        self._degraded = bind(counter(DEGRADED, registry), CONCERNS)
+        self._upstreams = known = frozenset(upstreams) | {OTHER}
+        self.requests = RequestMetrics(registry, models, known, plugins)
+        self._open_streams = gauge(families.OPEN_STREAMS, registry)
+        self._lag = histogram(families.LOOP_LAG, registry)
+        self._upstream_requests = counters(families.UPSTREAM_REQUESTS, registry, upstream=known)
+        self._upstream_errors = counters(families.UPSTREAM_FAILURES, registry, upstream=known)
+        self._retries = counters(families.UPSTREAM_RETRIES, registry, upstream=known)
+        self._ejections = counters(families.UPSTREAM_EJECTIONS, registry, upstream=known)
+        ejected = gauge(families.UPSTREAM_EJECTED, registry)
+        self._ejected = {upstream: ejected.labels(upstream) for upstream in known}
+        self._trimmed = counter(families.HISTORY_TRIMMED, registry)
+        self._charged = counters(families.QUOTA_CHARGED, registry)
+        self._uncovered = counters(families.QUOTA_UNCOVERED, registry)
+        self._tokens = counters(families.QUOTA_TOKENS, registry)
+        self._degraded = counters(families.DEGRADED, registry)
         self.store = StoreMetrics(registry)
         self.journal = JournalMetrics(registry)
         self._moderation = ModerationMetrics(registry)
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
-        gauge(BUILD_INFO, registry).labels(*_RUNNING).set(1)
+        gauge(families.BUILD_INFO, registry).labels(*_RUNNING).set(1)
 
     @staticmethod
     def families() -> list[Family]:
@@ -194,22 +149,15 @@ class Metrics:
 
     def request_ended(self, record: RequestRecord) -> None:
         """Any request has ended, however it ended; once per request."""
-        operation = within(record.operation, OPERATIONS)
-        outcome = within(record.outcome, OUTCOMES, other="internal_error")
-        self._requests[operation, outcome].inc()
-        if record.refusal:
-            self._refusals[(within(record.refusal, REFUSALS),)].inc()
-        if record.chunks:
-            self._chunks.inc(record.chunks)
-        if record.first_byte_s is not None:
-            self._first_byte.observe(record.first_byte_s)
-        if record.overhead_s is not None:
-            self._overhead.observe(record.overhead_s)
-        if operation in _GEN_AI_OPERATIONS:
-            model = within(record.model, self._models)
-            self._duration[operation, model, "" if outcome in _CLEAN else outcome].observe(record.duration_s)
-            if record.first_token_s is not None:
-                self._first_token[operation, model].observe(record.first_token_s)
+        self.requests.ended(record)
+
+    def lagged(self, seconds: float) -> None:
+        """The loop called back so late, asked `LAG_PERIOD_S` after the last time."""
+        for _ in range(_MOST_LAGS):
+            self._lag.observe(seconds)
+            seconds -= LAG_PERIOD_S
+            if seconds <= 0:
+                return
 
     def upstream_request(self, upstream: str, outcome: str) -> None:
         """One request to an upstream has its head, or will never have one; `outcome` is from `UPSTREAM_OUTCOMES`."""
@@ -227,11 +175,11 @@ class Metrics:
         """An upstream is asked only after all others from now on."""
         known = within(upstream, self._upstreams)
         self._ejections[known, reason].inc()
-        self._ejected[(known,)].set(1)
+        self._ejected[known].set(1)
 
     def upstream_returned(self, upstream: str) -> None:
         """It is no longer."""
-        self._ejected[(within(upstream, self._upstreams),)].set(0)
+        self._ejected[within(upstream, self._upstreams)].set(0)
 
     def history_trimmed(self, messages: int) -> None:
         """So many messages of a conversation are not sent on."""
@@ -265,5 +213,6 @@ class Metrics:
 
     def look(self) -> None:
         """Set the gauges that tell how something stands to what is now. `render` does; a worker does every second."""
+        self.requests.look()
         self._moderation.look()
         self.store.look()

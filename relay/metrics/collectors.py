@@ -9,7 +9,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from relay.metrics.families import OTHER, Family
+from relay.metrics.families import OTHER, Configured, Family
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -26,9 +26,10 @@ class OnDemand(dict[tuple[str, ...], Histogram]):
         return child
 
 
-def bind(family: M, *closed: Iterable[str]) -> dict[tuple[str, ...], M]:
-    """Every child of `family` over the product of its labels' closed sets."""
-    return {values: family.labels(*values) for values in product(*closed)}
+def bind(collector: M, family: Family, **configured: Iterable[str]) -> dict[tuple[str, ...], M]:
+    """Every child over the product of its labels' closed sets. configured: those that the configuration names."""
+    sets = [configured[name] if isinstance(closed, Configured) else closed for name, closed in family.labels.items()]
+    return {values: collector.labels(*values) for values in product(*sets)}
 
 
 def within(value: str, closed: Container[str], other: str = OTHER) -> str:
@@ -36,13 +37,19 @@ def within(value: str, closed: Container[str], other: str = OTHER) -> str:
 
 
 def counter(family: Family, registry: CollectorRegistry) -> Counter:
-    return Counter(family.name, family.help, family.labels, registry=registry)
+    return Counter(family.name, family.help, tuple(family.labels), registry=registry)
 
 
 def gauge(family: Family, registry: CollectorRegistry) -> Gauge:
     mode = family.across or "livesum"
-    return Gauge(family.name, family.help, family.labels, registry=registry, multiprocess_mode=mode)
+    return Gauge(family.name, family.help, tuple(family.labels), registry=registry, multiprocess_mode=mode)
 
 
-def histogram(family: Family, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
-    return Histogram(family.name, family.help, family.labels, registry=registry, buckets=buckets)
+def histogram(family: Family, registry: CollectorRegistry) -> Histogram:
+    return Histogram(family.name, family.help, tuple(family.labels), registry=registry, buckets=family.buckets)
+
+
+def counters(
+    family: Family, registry: CollectorRegistry, **configured: Iterable[str]
+) -> dict[tuple[str, ...], Counter]:
+    return bind(counter(family, registry), family, **configured)

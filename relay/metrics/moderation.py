@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter
 
 from relay.metrics import families
-from relay.metrics.collectors import bind, counter, gauge, histogram, within
+from relay.metrics.collectors import bind, counter, counters, gauge, histogram, within
 from relay.metrics.families import BREAKER_STATES, CHARACTERS, CHECKS, OTHER, UNVERIFIED
 
 
@@ -19,7 +19,6 @@ class ModerationTally:
 
     The first five are characters (`CHARACTERS`); the keys of `unverified` are from `UNVERIFIED`, those of `checks` are
     (moderator, one of `CHECKS`), those of `violations` are (moderator, its label).
-    first_text_s: how long the first text that left had been held.
     """
 
     came: int = 0
@@ -31,7 +30,6 @@ class ModerationTally:
     checks: dict[tuple[str, str], int] = field(default_factory=dict)
     violations: dict[tuple[str, str], int] = field(default_factory=dict)
     longest_hold_s: float | None = None
-    first_text_s: float | None = None
 
 
 class Standing(NamedTuple):
@@ -70,17 +68,16 @@ class ModerationMetrics:
     """The part of `relay.metrics.Metrics` that is about moderation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._characters = bind(counter(families.MODERATION_CHARACTERS, registry), CHARACTERS)
-        self._unverified = bind(counter(families.RELEASED_UNVERIFIED, registry), UNVERIFIED)
+        self._characters = counters(families.MODERATION_CHARACTERS, registry)
+        self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
         self._check_family = counter(families.MODERATION_CHECKS, registry)
         self._violation_family = counter(families.VIOLATIONS, registry)
         self._checks: dict[tuple[str, ...], Counter] = {}
         self._violations: dict[tuple[str, ...], Counter] = {}
-        self._hold = histogram(families.HOLD, families.HOLD_BUCKETS, registry)
-        self._first_text = histogram(families.FIRST_TEXT, families.HOLD_BUCKETS, registry)
+        self._hold = histogram(families.HOLD, registry)
         self._calls = counter(families.MODERATION_CALLS, registry)
         self._scanned = counter(families.MODERATION_SCANNED, registry)
-        self._seconds = histogram(families.CALL_SECONDS, families.CALL_BUCKETS, registry)
+        self._seconds = histogram(families.CALL_SECONDS, registry)
         self._breaker = gauge(families.BREAKER, registry)
         self._ceiling = gauge(families.RATE_CEILING, registry)
         self._rate = gauge(families.RATE_ALLOWED, registry)
@@ -89,8 +86,9 @@ class ModerationMetrics:
         self.add_moderator(OTHER, ())
 
     def add_moderator(self, name: str, labels: Iterable[str]) -> None:
-        self._checks |= bind(self._check_family, (name,), CHECKS)
-        self._violations |= bind(self._violation_family, (name,), {*labels, OTHER})
+        self._checks |= bind(self._check_family, families.MODERATION_CHECKS, moderator=(name,))
+        known = {*labels, OTHER}
+        self._violations |= bind(self._violation_family, families.VIOLATIONS, moderator=(name,), label=known)
 
     def calls(self, name: str, look: Callable[[], Standing]) -> Calls:
         self._looks[name] = look
@@ -119,8 +117,6 @@ class ModerationMetrics:
             self._violations[known, label if (known, label) in self._violations else OTHER].inc(amount)
         if tally.longest_hold_s is not None:
             self._hold.observe(tally.longest_hold_s)
-        if tally.first_text_s is not None:
-            self._first_text.observe(tally.first_text_s)
 
     def _known(self, moderator: str) -> str:
         return moderator if (moderator, OTHER) in self._checks else OTHER

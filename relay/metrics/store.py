@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from relay.metrics.collectors import bind, counter, gauge, histogram
+from relay.metrics.collectors import counter, counters, gauge, histogram
 from relay.metrics.families import (
-    STORE_BUCKETS,
+    PROMISED,
+    PROMISES,
     STORE_COMMANDS,
-    STORE_OUTCOMES,
     STORE_RESTARTS,
     STORE_SECONDS,
     STORE_UP,
@@ -22,13 +22,15 @@ class StoreMetrics:
     """What `relay.store.link.Observer` asks for, and the rest."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        commands = bind(counter(STORE_COMMANDS, registry), STORE_OUTCOMES)
+        commands = counters(STORE_COMMANDS, registry)
         self._answered = commands[("ok",)]
         self._failed = {trouble: child for (trouble,), child in commands.items()}
-        self._seconds = histogram(STORE_SECONDS, STORE_BUCKETS, registry)
+        self._seconds = histogram(STORE_SECONDS, registry)
         self._restarts = counter(STORE_RESTARTS, registry)
-        self._up = gauge(STORE_UP, registry)
+        self._registry = registry
         self._look: Callable[[], bool] | None = None
+        self._promised = gauge(PROMISED, registry)
+        self._holders: list[tuple[str, Callable[[], int]]] = []
 
     def answered(self, commands: int, seconds: float) -> None:
         """What one write asked for is answered; so many commands did well."""
@@ -46,8 +48,17 @@ class StoreMetrics:
 
     def watch(self, look: Callable[[], bool]) -> None:
         """`look` says whether the store is up, whenever the counts are read."""
+        if self._look is None:
+            self._up = gauge(STORE_UP, self._registry)  # where there is no store it would say that there is one away
+            self._up.set(1)  # of several workers the least is shown, and one that starts has not looked yet
         self._look = look
+
+    def watch_promises(self, kind: str, look: Callable[[], int]) -> None:
+        """`look` says how many of a kind (`PROMISES`) the store holds for somebody, whenever the counts are read."""
+        self._holders.append((kind, look))
 
     def look(self) -> None:
         if self._look is not None:
             self._up.set(self._look())
+        for kind in PROMISES:
+            self._promised.labels(kind).set(sum(look() for held, look in self._holders if held == kind))

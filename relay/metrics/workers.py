@@ -23,9 +23,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 
-from relay.metrics.collectors import bind, counter
+from relay.metrics.collectors import counters
 from relay.metrics.exposition import exposed
-from relay.metrics.families import WORKER_CPU, WORKER_ENDS, WORKER_MEMORY, WORKER_STATES, WORKERS, WORKERS_ENDED
+from relay.metrics.families import WORKER_CPU, WORKER_MEMORY, WORKER_STATES, WORKERS, WORKERS_ENDED
 
 _VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = f"relay-metrics-{os.getuid()}-"
@@ -94,7 +94,7 @@ class WorkersMetrics:
         _Files(registry, str(folder))  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
         registry.register(_CrewCollector(crew))
-        self._ends = bind(counter(WORKERS_ENDED, CollectorRegistry()), WORKER_ENDS)  # found in its file
+        self._ends = counters(WORKERS_ENDED, CollectorRegistry())  # found in its file
 
     def ended(self, worker: int, reason: str) -> None:
         """A worker has ended, for one of `WORKER_ENDS`; what its gauges said is over."""
@@ -127,11 +127,11 @@ class _CrewCollector:
 
     def collect(self) -> Iterable[Metric]:
         crew = self._crew()
-        states = GaugeMetricFamily(WORKERS.name, WORKERS.help, labels=WORKERS.labels)
+        states = GaugeMetricFamily(WORKERS.name, WORKERS.help, labels=tuple(WORKERS.labels))
         for state in WORKER_STATES:
             states.add_metric([state], crew.states.get(state, 0))
-        cpu = CounterMetricFamily(WORKER_CPU.name, WORKER_CPU.help, labels=WORKER_CPU.labels)
-        memory = GaugeMetricFamily(WORKER_MEMORY.name, WORKER_MEMORY.help, labels=WORKER_MEMORY.labels)
+        cpu = CounterMetricFamily(WORKER_CPU.name, WORKER_CPU.help, labels=tuple(WORKER_CPU.labels))
+        memory = GaugeMetricFamily(WORKER_MEMORY.name, WORKER_MEMORY.help, labels=tuple(WORKER_MEMORY.labels))
         for worker, process in sorted(crew.processes.items()):
             # None where there is no /proc, and for one that has just ended.
             with suppress(OSError):

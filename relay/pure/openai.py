@@ -114,6 +114,21 @@ def readable(chunk: Chunk) -> Chunk:
     return chunk
 
 
+def usage_of(frame: Frame) -> Frame | None:
+    """What a frame, or a reply that is not streamed, tells of its tokens."""
+    usage = frame.get("usage")
+    return usage if type(usage) is dict else None
+
+
+def told_tokens(usage: Frame | None) -> tuple[int | None, int | None]:
+    """The tokens of the prompt and of the reply; None for one that is not told."""
+    prompt, reply = (usage or _UNREAD).get("prompt_tokens"), (usage or _UNREAD).get("completion_tokens")
+    return (
+        prompt if type(prompt) is int and prompt >= 0 else None,
+        reply if type(reply) is int and reply >= 0 else None,
+    )
+
+
 def load_exactly(data: bytes) -> Frame:
     """The object in `data` for changing and writing again: integers keep all their digits, unlike with orjson.
 

@@ -83,6 +83,11 @@ class Pace:
             self._rate = max(self._least, self._rate * FALL)
             self._fell_at = now
 
+    @property
+    def whole(self) -> float:
+        """How many calls a second are allowed while nobody says that there were too many."""
+        return self._most
+
     def rate(self, now: float) -> float:
         """How many calls a second are allowed now, in the long run."""
         if self._rate == self._most:

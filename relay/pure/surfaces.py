@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final
 
-from relay.pure.openai import Frame, count_keys
+from relay.pure.openai import Chunk, Frame, count_keys
 
 
 class Kind(IntEnum):
@@ -147,6 +147,17 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
             else:
                 reader.walk(frame, key, value, _step(key), reading.loose)
     return reading
+
+
+def says(chunk: Chunk) -> bool:
+    """Whether there is any text in a frame of a stream, in a choice."""
+    if chunk.said is not None:
+        return True
+    frame = chunk.json
+    try:
+        return frame is not None and any(part.texts for part in read(frame).choices)
+    except IndexUnclearError:
+        return False
 
 
 def finished(frame: Frame) -> Iterator[int]:

@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 
 from relay.config import Store as StoreTable
+from relay.events import NOWHERE, Publisher
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.options import ConfigError
@@ -38,7 +39,14 @@ INFO_S: Final = 2.0
 
 @asynccontextmanager
 async def opened(
-    table: StoreTable, *, folder: Path, data: Path, log: Logger, metrics: Metrics, own: bool = True
+    table: StoreTable,
+    *,
+    folder: Path,
+    data: Path,
+    log: Logger,
+    metrics: Metrics,
+    own: bool = True,
+    events: Publisher = NOWHERE,
 ) -> AsyncIterator[RedisStore | None]:
     """The store of a relay while the block runs; None for `memory:`. Raises ConfigError.
 
@@ -48,11 +56,16 @@ async def opened(
     if table.scheme == "memory":
         yield None
         return
+
+    def restarted() -> None:
+        metrics.store.restarted()
+        events.publish("store", state="restarted")
+
     async with AsyncExitStack() as stack:
         if table.scheme != "embedded":
             address = await asyncio.to_thread(_located, table, folder)
         elif own:
-            path = await stack.enter_async_context(embedded(data, log, metrics.store.restarted))
+            path = await stack.enter_async_context(embedded(data, log, restarted))
             address = Address(kind="socket", path=path)
         else:
             address = Address(kind="socket", path=await shared(data))

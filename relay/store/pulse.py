@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from relay.events import NOWHERE, Publisher
 from relay.log import Logger
 from relay.store.port import Script, Store, StoreError
 
@@ -33,13 +34,14 @@ class Pulse:
     seen_at: when the last beat was answered, by the loop's clock; -inf before the first. up: whether it was the last one.
     """
 
-    def __init__(self, store: Store, log: Logger) -> None:
+    def __init__(self, store: Store, log: Logger, events: Publisher = NOWHERE) -> None:
         self.version = 0
         self.replicas = 1
         self.seen_at = float("-inf")
         self.up = False
         self._store = store
         self._log = log
+        self._events = events
         self._loop = asyncio.get_running_loop()
         self._keys = (store.key(TAG, "processes"), store.key(TAG, "version"))
         self._name = secrets.token_hex(8)
@@ -57,7 +59,9 @@ class Pulse:
         self.seen_at = self._loop.time()
         self.up = True
         if self._told and self._quiet_since is not None:
-            self._log.info("store back", away_s=round(self.seen_at - self._quiet_since, 1))
+            away_s = round(self.seen_at - self._quiet_since, 1)
+            self._log.info("store back", away_s=away_s)
+            self._events.publish("store", state="back", away_s=away_s)
         self._quiet_since, self._told = None, False
 
     async def end(self) -> None:
@@ -73,12 +77,13 @@ class Pulse:
         elif not self._told and now - self._quiet_since >= QUIET_S:
             self._told = True
             self._log.warning("store away", trouble=error.trouble, detail=error.detail)
+            self._events.publish("store", state="away", reason=error.trouble)
 
 
 @asynccontextmanager
-async def beating(store: Store, log: Logger) -> AsyncIterator[Pulse]:
+async def beating(store: Store, log: Logger, events: Publisher = NOWHERE) -> AsyncIterator[Pulse]:
     """A pulse that beats while the block runs; its first beat has been tried when the block begins."""
-    pulse = Pulse(store, log)
+    pulse = Pulse(store, log, events)
     await pulse.beat()
     task = asyncio.create_task(_beat(pulse))
     try:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.body import Consumer
+from relay.events import Kind
 from relay.exchange import Exchange, Operation, Outcome
 from relay.log import configure
 from relay.metrics import Metrics
@@ -161,14 +162,34 @@ class Kept:
         )
 
 
+class Told:
+    """Keeps what is published."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Kind, dict[str, object]]] = []
+
+    def publish(self, kind: Kind, **fields: object) -> None:
+        self.events.append((kind, fields))
+
+    def of(self, kind: Kind) -> list[dict[str, object]]:
+        """The fields of all events of a kind."""
+        return [fields for each, fields in self.events if each == kind]
+
+
 class Lent:
     """What the relay lends to plugins, kept where a test can look."""
 
     def __init__(self, folder: Path = Path(), store: Store | None = None) -> None:
         self._stream = io.BytesIO()
         self.metrics = Metrics(["gpt-4"], ["main"])
+        self.told = Told()
         self.services = Services(
-            log=configure(self._stream), metrics=self.metrics, folder=folder, data=folder, store=store
+            log=configure(self._stream),
+            metrics=self.metrics,
+            folder=folder,
+            data=folder,
+            store=store,
+            events=self.told,
         )
 
     @property

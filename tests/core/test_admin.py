@@ -181,7 +181,7 @@ async def test_admin_refuses_a_wrong_token(listen, authorization):
 async def test_admin_with_the_token_reaches_the_pages(listen, scheme):
     """The right token is let in; store/test_admin_api tells what is there."""
     client = await listen(Secret(TOKEN), AdminApi(None, Lent().services.log))
-    response = await client.get("/admin/events", headers={"Authorization": f"{scheme} {TOKEN}"})
+    response = await client.get("/admin/nothing", headers={"Authorization": f"{scheme} {TOKEN}"})
     assert (response.status, (await error_of(response))["code"]) == (404, "not_found")
 
 

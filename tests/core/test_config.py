@@ -16,6 +16,7 @@ WHOLE = """
 host = "127.0.0.1"
 port = 8080
 workers = 1
+shutdown_delay_s = 0
 drain_s = 30
 max_body_bytes = 2097152
 body_timeout_s = 30

@@ -17,7 +17,7 @@ from relay.pure import breaker, ruling
 
 @pytest.fixture
 def metrics():
-    return Metrics(models=["small", "large"], upstreams=["main"])
+    return Metrics(models=["small", "large"], upstreams=["main"], plugins=["auth", "quota"])
 
 
 def samples(metrics, accept=""):
@@ -49,12 +49,32 @@ def test_request_is_counted_by_operation_and_outcome(metrics):
 def test_request_times_land_in_their_histograms(metrics):
     """Each time that a record carries is observed once, in seconds."""
     metrics.request_ended(
-        ended(model="small", duration_s=3.0, first_byte_s=0.03, first_token_s=0.3, overhead_s=0.0002, chunks=40)
+        ended(
+            model="small",
+            upstream="main",
+            stream=True,
+            duration_s=3.0,
+            first_text_s=0.5,
+            upstream_s=0.3,
+            moderated_s=0.1998,
+            overhead_s=0.0002,
+            input_tokens=9,
+            output_tokens=11,
+            chunks=40,
+            steps=[("auth", "passed", 0.00002), ("quota", "passed", 0.0003)],
+        )
     )
     model = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "small"}
     assert value(metrics, "gen_ai_server_request_duration_seconds_sum", **model, error_type="") == 3.0
-    assert value(metrics, "gen_ai_server_time_to_first_token_seconds_sum", **model) == 0.3
-    assert value(metrics, "relay_time_to_first_byte_seconds_sum") == 0.03
+    assert value(metrics, "gen_ai_server_time_to_first_token_seconds_sum", **model) == 0.5
+    assert value(metrics, "gen_ai_server_time_per_output_token_seconds_sum", **model) == 0.25
+    assert value(metrics, "gen_ai_client_token_usage_sum", **model, gen_ai_token_type="input") == 9
+    assert value(metrics, "gen_ai_client_token_usage_sum", **model, gen_ai_token_type="output") == 11
+    assert value(metrics, "relay_upstream_first_text_seconds_sum", upstream="main") == 0.3
+    assert value(metrics, "relay_moderation_first_text_seconds_sum") == 0.1998
+    assert value(metrics, "relay_plugin_seconds_bucket", plugin="auth", le="5e-05") == 1
+    assert value(metrics, "relay_plugin_seconds_sum", plugin="quota") == 0.0003
+    assert value(metrics, "relay_plugin_requests_total", plugin="quota", outcome="passed") == 1
     assert value(metrics, "relay_overhead_seconds_bucket", le="0.0001") == 0
     assert value(metrics, "relay_overhead_seconds_bucket", le="0.00025") == 1
     assert value(metrics, "relay_chunks_total") == 40
@@ -63,23 +83,87 @@ def test_request_times_land_in_their_histograms(metrics):
 def test_what_did_not_happen_is_not_observed(metrics):
     """A request that ended before its first byte adds nothing to the histograms of what follows."""
     metrics.request_ended(ended(outcome="upstream_error"))
-    assert value(metrics, "relay_time_to_first_byte_seconds_count") == 0
     assert value(metrics, "relay_overhead_seconds_count") == 0
-    assert not [name for name, _ in samples(metrics) if name.startswith("gen_ai_server_time_to_first_token")]
+    assert value(metrics, "relay_moderation_first_text_seconds_count") == 0
+    spoken = ("gen_ai_server_time_to_first_token", "gen_ai_server_time_per", "gen_ai_client", "relay_upstream_first")
+    assert not [name for name, _ in samples(metrics) if name.startswith(spoken)]
+
+
+def test_a_reply_that_is_not_streamed_has_no_first_token(metrics):
+    """It comes as a whole: what its parts took is known, and that a token was first is not."""
+    metrics.request_ended(ended(model="small", first_text_s=2.0, upstream_s=1.9, overhead_s=0.1, output_tokens=7))
+    assert not [name for name, _ in samples(metrics) if name.startswith("gen_ai_server_time_")]
+    assert value(metrics, "relay_upstream_first_text_seconds_count", upstream="other") == 1
+    assert value(metrics, "relay_overhead_seconds_sum") == 0.1
+    assert value(metrics, "relay_moderation_first_text_seconds_count") == 0  # it was not moderated
+
+
+def test_exemplars_name_the_request(metrics):
+    """The case behind a bucket can be found in the log."""
+    metrics.request_ended(
+        ended(request_id="req-1", model="small", upstream="main", stream=True, first_text_s=0.5, upstream_s=0.3)
+    )
+    body = metrics.render("application/openmetrics-text")[0].decode()
+    named = {
+        sample.name: sample.exemplar.labels
+        for family in parse_openmetrics(body)
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert named == {
+        f"{name}_bucket": {"request_id": "req-1"}
+        for name in (
+            "gen_ai_server_request_duration_seconds",
+            "gen_ai_server_time_to_first_token_seconds",
+        )
+    }
+
+
+def test_failures_of_plugins(metrics):
+    """By where; of a plugin that is not configured nothing is counted."""
+    metrics.requests.failed("quota", "feed")
+    metrics.requests.failed("quota", "somewhere")
+    metrics.requests.failed("stranger", "feed")
+    assert value(metrics, "relay_plugin_errors_total", plugin="quota", hook="feed") == 1
+    assert value(metrics, "relay_plugin_errors_total", plugin="quota", hook="other") == 1
+    assert {dict(labels)["plugin"] for name, labels in samples(metrics) if name == "relay_plugin_errors_total"} == {
+        "auth",
+        "quota",
+    }
+
+
+def test_what_is_in_flight_is_asked_when_it_is_read(metrics):
+    """As is what the store holds for requests; of two plugins that hold places it is the sum."""
+    metrics.requests.watch(lambda: 3)
+    metrics.store.watch_promises("slot", lambda: 2)
+    metrics.store.watch_promises("slot", lambda: 1)
+    metrics.store.watch_promises("reservation", lambda: 5)
+    assert value(metrics, "relay_requests_in_flight") == 3
+    assert value(metrics, "relay_store_promises", kind="slot") == 3
+    assert value(metrics, "relay_store_promises", kind="reservation") == 5
+
+
+@pytest.mark.parametrize(("late_s", "told"), [(0.0, [0.0]), (0.2, [0.2]), (0.6, [0.6, 0.35, 0.1]), (99.0, [99.0] * 40)])
+def test_a_loop_that_was_late(metrics, late_s, told):
+    """Who came while it stood still waited too, each a period less; of a machine that slept not all are counted."""
+    metrics.lagged(late_s)
+    assert value(metrics, "relay_loop_lag_seconds_count") == len(told)
+    assert value(metrics, "relay_loop_lag_seconds_bucket", le="0.25") == sum(each <= 0.25 for each in told)
 
 
 @pytest.mark.parametrize("outcome", names.OUTCOMES)
 def test_error_type_is_empty_only_for_clean_ends(metrics, outcome):
-    """`error_type` is the outcome, or empty if the reply ended as a reply should."""
+    """`error_type` says whose doing it was, and is empty if the reply ended as a reply should."""
     metrics.request_ended(ended(outcome=outcome, model="small"))
-    error_type = "" if outcome in ("completed", "filtered", "exhausted") else outcome
+    error_type = {"completed": "", "filtered": "", "exhausted": "", "refused": "client", "client_gone": "client"}
+    error_type = error_type.get(outcome, "server")
     labels = {"gen_ai_operation_name": "chat", "gen_ai_request_model": "small", "error_type": error_type}
     assert value(metrics, "gen_ai_server_request_duration_seconds_count", **labels) == 1
 
 
 def test_only_generation_is_in_the_genai_histograms(metrics):
     """A list of models does not blur the durations of chats."""
-    metrics.request_ended(ended(operation="models", first_token_s=0.1))
+    metrics.request_ended(ended(operation="models", stream=True, first_text_s=0.1, upstream_s=0.1))
     assert not [name for name, _ in samples(metrics) if name.startswith("gen_ai_")]
 
 
@@ -163,7 +247,6 @@ def test_moderation_tally(metrics):
         checks={("lexicon", "pass"): 3, ("lexicon", "block"): 1},
         violations={("lexicon", "insult"): 1, ("lexicon", "heresy"): 2},
         longest_hold_s=0.4,
-        first_text_s=0.25,
     )
     metrics.moderated(tally)
     metrics.moderated(tally)
@@ -178,7 +261,6 @@ def test_moderation_tally(metrics):
     assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="insult") == 2
     assert value(metrics, "relay_moderation_violations_total", moderator="lexicon", label="other") == 4
     assert value(metrics, "relay_moderation_hold_seconds_sum") == 0.8
-    assert value(metrics, "relay_moderation_first_text_seconds_sum") == 0.5
 
 
 def test_calls_to_moderators(metrics):
@@ -274,10 +356,13 @@ def test_format_follows_the_accept_header(metrics, accept, openmetrics):
 
 def test_families_are_what_is_exposed(metrics):
     """The list for the documentation and the scrape agree on name, type, help and labels."""
-    metrics.request_ended(ended(first_token_s=1.0))
+    metrics.request_ended(
+        ended(stream=True, first_text_s=1.0, upstream_s=0.5, output_tokens=2, steps=[("auth", "passed", 0.1)])
+    )
     metrics.calls("tencent", lambda: WELL)
+    metrics.store.watch(lambda: True)
     exposed = {family.name: family for family in parse_text(metrics.render()[0].decode())}
-    for name, kind, text, labels, _ in Metrics.families():
+    for name, kind, text, labels, *_ in Metrics.families():
         # The parser drops a counter's `_total`, as OpenMetrics has it.
         family = exposed.pop(name.removesuffix("_total") if kind == "counter" else name)
         assert (kind, text) == (family.type, family.documentation)
@@ -293,14 +378,29 @@ def test_no_created_series(metrics):
 def test_series_are_bounded_by_the_configuration():
     """A thousand hostile model names and every way to end stay under two thousand series with ten models."""
     models = [f"model-{number}" for number in range(10)]
-    metrics = Metrics(models=models, upstreams=["main", "spare"])
+    plugins = ["auth", "parameters", "rate_limit", "quota", "moderation", "history"]
+    metrics = Metrics(models, ["main", "spare"], plugins)
     metrics.add_moderator("lexicon", ["lexicon"])
     metrics.add_moderator("tencent", [f"label-{number}" for number in range(20)])
     metrics.calls("tencent", lambda: WELL)
     hostile = [f'm{number}"}}\n\\' for number in range(1000)]
     for model in models + hostile:
         for outcome in names.OUTCOMES:
-            metrics.request_ended(ended(model=model, outcome=outcome, first_token_s=1.0, refusal=model))
+            metrics.request_ended(
+                ended(
+                    model=model,
+                    outcome=outcome,
+                    refusal=model,
+                    upstream=model,
+                    stream=True,
+                    first_text_s=1.0,
+                    upstream_s=0.5,
+                    overhead_s=0.1,
+                    input_tokens=10,
+                    output_tokens=10,
+                    steps=[(plugin, "passed", 0.1) for plugin in [*plugins, model]],
+                )
+            )
     assert len(samples(metrics)) <= 2000
 
 
@@ -322,7 +422,7 @@ PARAMETERS = (
     "temperature max_tokens max_completion_tokens presence_penalty frequency_penalty top_p user logit_bias".split()
 )
 # What says these answers operators, which is not counted. (One of a guard's failures is named in relay.pure.)
-FOR_OPERATORS = {"admin", "admin_api", "administration", "audit", "keyring"}
+FOR_OPERATORS = {"admin", "admin_api", "admin_events", "administration", "audit", "keyring"}
 
 
 def test_refusals_are_the_codes_that_there_are():

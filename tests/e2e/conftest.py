@@ -86,7 +86,16 @@ class Rig:
         self._exposition = ""
 
     async def start(
-        self, stack, *scripts, chain=None, server=None, upstreams=None, upstream=None, buffer=None, store="memory:"
+        self,
+        stack,
+        *scripts,
+        chain=None,
+        server=None,
+        upstreams=None,
+        upstream=None,
+        buffer=None,
+        store="memory:",
+        timeout_ms=5000,
     ):
         """One upstream for each of `scripts`; `upstreams` are the tables of each, `upstream` is for all of them.
 
@@ -107,7 +116,7 @@ class Rig:
             "server": {"port": 0, **(server or {})},
             "admin": {"port": 0},
             # This machine is busy with other tests: nothing is to be late.
-            "store": {"url": store} if store == "memory:" else {"url": store, "timeout_ms": 5000},
+            "store": {"url": store} if store == "memory:" else {"url": store, "timeout_ms": timeout_ms},
             "upstreams": tables,
             "plugins": [AUTH, moderation()] if chain is None else chain,
         }

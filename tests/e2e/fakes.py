@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -117,3 +118,16 @@ class Failing(Plugin):
 
     def on_stream(self, ex, sink):
         raise ZeroDivisionError
+
+
+class Moods(Moderator):
+    """Does with every text what `mood` says: passes it, refuses to answer, or has been asked too often."""
+
+    calls_per_second: float = math.inf
+
+    mood: ClassVar[type[Exception] | None] = None
+
+    async def check(self, text, context):
+        if self.mood is not None:
+            raise self.mood("not now")
+        return PASS

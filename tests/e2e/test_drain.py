@@ -21,6 +21,7 @@ ASKED = {"model": "m", "messages": [{"role": "user", "content": "canary-prompt"}
 CONFIG = """\
 [server]
 port = 0
+shutdown_delay_s = {delay_s}
 drain_s = {drain_s}
 [admin]
 port = 0
@@ -100,6 +101,14 @@ class Serving:
             async with client.get(f"http://127.0.0.1:{self.log[0]['admin_port']}/readyz") as response:
                 return response.status, (await response.json())["reasons"]
 
+    async def lets_in(self):
+        """Whether it takes a connection."""
+        try:
+            (await self.dial()).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
     async def dial(self):
         return Wire(*await asyncio.open_connection("127.0.0.1", self.port))
 
@@ -160,8 +169,9 @@ async def serving(tmp_path):
     """`await serving(upstream)`: a process that serves it."""
     started = []
 
-    async def start(upstream, drain_s=30):
-        (tmp_path / "relay.toml").write_text(CONFIG.format(base_url=upstream.base_url, key=KEY, drain_s=drain_s))
+    async def start(upstream, drain_s=30, delay_s=0):
+        values = {"base_url": upstream.base_url, "key": KEY, "drain_s": drain_s, "delay_s": delay_s}
+        (tmp_path / "relay.toml").write_text(CONFIG.format(**values))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "relay", "serve"),
             cwd=tmp_path,
@@ -254,9 +264,71 @@ async def test_nobody_new_is_let_in(serving, streams):
         assert await busy.closed()
         await relay.ends()
         assert 3 == upstream.received
-    assert ["completed", "refused", "refused"] == relay.outcomes[:3]
+    assert ["completed", "unavailable", "unavailable"] == relay.outcomes[:3]
     with pytest.raises(ConnectionRefusedError):
         await relay.dial()
+
+
+async def test_all_are_served_until_the_balancer_knows(serving, streams):
+    """For `shutdown_delay_s` readiness is red and nobody is refused; each answer says that the next one is to be had elsewhere.
+
+    A second signal ends that time too.
+    """
+    async with ScriptedUpstream(
+        lambda request: begun(Hang()) if request.streams else whole(frames.body("Hello"))
+    ) as upstream:
+        relay = await serving(upstream, drain_s=3600, delay_s=3600)
+        kept, idle = await relay.dial(), await relay.dial()
+        kept.ask(stream=False)
+        status, headers, _ = await kept.reply()
+        assert (200, False) == (status, "connection" in headers)
+        await relay.drains()
+        assert (503, ["draining"]) == await relay.readiness()
+        for wire in (kept, await relay.dial()):
+            wire.ask(stream=False)
+            status, headers, _ = await wire.reply()
+            assert (200, "close") == (status, headers["connection"])
+            assert await wire.closed()
+            wire.close()
+        [(live, headers)] = await streams(relay, 1)
+        relay.told(signal.SIGTERM)
+        assert "draining" == code(await live.body(headers))
+        assert await idle.closed()
+        idle.close()
+        await relay.ends()
+    assert ["completed"] * 3 + ["drained"] == relay.outcomes
+
+
+async def test_the_balancer_has_had_its_time(serving, streams):
+    """After `shutdown_delay_s` nobody new is let in; streams go on, and who asks on after his is answered once more."""
+    go = asyncio.Event()
+    async with ScriptedUpstream(gone_on(go)) as upstream:
+        relay = await serving(upstream, drain_s=3600, delay_s=0.2)
+        wires = await streams(relay, 20)
+        await relay.drains()
+        async with asyncio.timeout(PATIENCE_S):
+            while await relay.lets_in():
+                pass
+        go.set()
+        assert {DATA} == set(await asyncio.gather(*(wire.body(headers) for wire, headers in wires)))
+        for wire, _ in wires:
+            wire.ask()
+            status, headers, body = await wire.reply()
+            assert (200, "close", DATA) == (status, headers["connection"], body)
+            assert await wire.closed()
+        await relay.ends()
+    assert ["completed"] * 40 == relay.outcomes
+
+
+async def test_the_grace_begins_after_it(serving, streams):
+    """Streams that last longer are ended as ever."""
+    async with ScriptedUpstream(begun(Hang())) as upstream:
+        relay = await serving(upstream, drain_s=0.1, delay_s=0.1)
+        wires = await streams(relay, 5)
+        await relay.drains()
+        bodies = await asyncio.gather(*(wire.body(headers) for wire, headers in wires))
+        assert {"draining"} == {code(body) for body in bodies}
+        await relay.ends()
 
 
 async def test_a_second_signal_ends_them(serving, streams):

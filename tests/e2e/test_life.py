@@ -1,7 +1,11 @@
 """A relay from its first request to its last: what it counts and tells, and how it stops."""
 
 import asyncio
+import re
 import sys
+from pathlib import Path
+
+import pytest
 
 from relay.testing import Gate, Hang, Head, Repeat, Script, Send, answers, frames, refused, streamed
 
@@ -63,7 +67,29 @@ class TestTold:
         said |= {"model": "gpt-3.5-turbo-1106", "stream": True, "upstream": "u0", "chunks": 5}
         assert said == {name: line[name] for name in said}
         assert reply.headers["x-request-id"] == line["request_id"]
-        assert 0 <= line["overhead_ms"] <= line["first_byte_ms"] <= line["duration_ms"]
+        assert 0 < line["first_byte_ms"] <= line["duration_ms"]
+        assert 0 < line["first_text_ms"] <= line["duration_ms"]
+        parts = [line["upstream_ms"], line["moderation_ms"], line["relay_ms"]]
+        assert line["first_text_ms"] == pytest.approx(sum(parts), abs=0.1)
+        assert min(parts) >= 0
+        assert all(took >= 0 for took in line["plugins_ms"].values())
+        assert list(line["plugins_ms"]) == ["auth", "moderation"]
+
+    async def test_the_fields_of_a_line_are_documented(self, serve):
+        """Every line has all of them, also that of what was no request."""
+        rig = await serve(streamed(HELLO))
+        await rig.ask()
+        await rig.ask(headers={"Authorization": "Bearer sk-nobody"})
+        wire = await rig.dial()
+        wire.send(b"GARBAGE\r\n\r\n")
+        await wire.through(b"\r\n\r\n")
+        page = Path(__file__).parents[2].joinpath("docs/operating.md").read_text(encoding="utf-8")
+        table = page.partition("### The line of a request")[2].partition("\n## ")[0]
+        documented = {
+            name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+        }
+        lines = await rig.ended(3)
+        assert [documented | {"event"}] * 3 == [set(line) for line in lines]
 
     async def test_a_model_that_nobody_has_configured_is_no_label(self, serve):
         """Names from requests would make a series each."""
@@ -92,7 +118,7 @@ class TestDrain:
         rest = await wire.through(b"0\r\n\r\n")
         assert all(frame in rest for frame in HELLO[1:])
         assert 0 == await draining
-        assert ["refused", "completed"] == [line["outcome"] for line in rig.requests]
+        assert ["unavailable", "completed"] == [line["outcome"] for line in rig.requests]
 
     async def test_what_does_not_end_in_time_is_ended(self, serve):
         """A stream gets an error and [DONE], a reply that is not streamed a 503; the upstreams are closed."""

@@ -390,7 +390,7 @@ class TestService:
         rest = await wire.through(b"[DONE]")
         assert b"moderation_unavailable" in rest
         wire.leave()
-        assert ["filtered"] == [line["outcome"] for line in await rig.ended()]
+        assert ["unavailable"] == [line["outcome"] for line in await rig.ended()]
 
     async def test_the_breaker(self, serve, moderated, tms):
         """While the service is down nobody waits for it; when it is back it is asked again, without a restart."""

@@ -125,7 +125,7 @@ class TestBadAnswers:
         for secret in (str(rig.upstream.port), "127.0.0.1", "<h1>"):
             assert secret not in reply.data.decode()
         assert 1 == rig.upstream.received
-        outcome = "upstream_error" if status == 502 else "refused"
+        outcome = "upstream_error" if status in (429, 502) else "refused"
         assert [(outcome, code, status)] == [
             (line["outcome"], line["code"], line["status"]) for line in await rig.ended()
         ]

@@ -199,7 +199,7 @@ async def test_nobody_knows_of_more():
     rig = Rig(instalment=4)
     rig.purse.error = Unavailable("away", code="quota_unavailable")
     outcome = await rig.reply(frames.stream(["ab", "cd", "ef", "gh"]), pauses=range(9))
-    assert (outcome.kind, outcome.error.code) == ("refused", "quota_unavailable")
+    assert (outcome.kind, outcome.error.code) == ("unavailable", "quota_unavailable")
     assert rig.kept.text == "abcd"
 
 
@@ -226,7 +226,7 @@ async def test_nobody_knows_of_more_behind_the_end():
     (end,) = gate.kept
     assert end.kind == "completed"
     gate.meter.end(end)
-    assert (rig.kept.outcome.kind, rig.kept.outcome.error.code) == ("refused", "quota_unavailable")
+    assert (rig.kept.outcome.kind, rig.kept.outcome.error.code) == ("unavailable", "quota_unavailable")
     await rig.ex.close()
 
 

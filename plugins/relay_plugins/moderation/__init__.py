@@ -16,7 +16,7 @@ from msgspec import Meta
 from relay.consultant import Consultant
 from relay.degraded import degraded
 from relay.errors import RelayError
-from relay.exchange import Exchange, Key
+from relay.exchange import STOPPED_BY, Exchange, Key
 from relay.gate import Gate, Said
 from relay.judge import Judge, Unjudged
 from relay.labels import LabelPolicy, Thresholds
@@ -180,6 +180,7 @@ class Moderation(Plugin):
                 share_verdicts=self.share_verdicts,
                 log=self._log,
                 metrics=self._metrics,
+                events=services.events,
             )
             for name, moderator in self._asked
         ]
@@ -260,13 +261,16 @@ class Moderation(Plugin):
         if self._scanning:
             tally.checked += counted.came
         tally.longest_hold_s = counted.longest_hold_s
-        tally.first_text_s = None if held else counted.first_hold_s
+        if not held:
+            ex.moderated(counted.first_hold_s or 0.0)
         # Of what nobody judged, some may have been dropped all the same.
         tally.unverified = {reason: min(chars, released) for reason, chars in counted.unverified().items()}
         if self.response == "shadow":
             tally.unverified = {"shadow": released}
         for found in counted.violations:
             tell(found, ex.id, "response", self._log, tally)
+            if found.action == "block" and self.response != "shadow":
+                ex[STOPPED_BY] = found.moderator, found.label
         self._metrics.moderated(tally)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 from relay.errors import InternalError, RelayError
 from relay.exchange import Exchange, Outcome
@@ -16,7 +17,7 @@ class Hold:
     verdict: gives the refusal, or None. held_bytes: when so much is held, the upstream is paused.
     """
 
-    __slots__ = ("_bytes", "_closed", "_ex", "_held", "_held_bytes", "_open", "_outcome", "_sink")
+    __slots__ = ("_bytes", "_closed", "_ex", "_held", "_held_bytes", "_open", "_outcome", "_since", "_sink")
 
     def __init__(self, ex: Exchange, sink: Sink, verdict: asyncio.Task[RelayError | None], *, held_bytes: int) -> None:
         self._ex = ex
@@ -24,6 +25,7 @@ class Hold:
         self._held: list[Chunk] = []
         self._bytes = 0
         self._held_bytes = held_bytes
+        self._since: float | None = None  # when the first chunk came
         self._open = False
         self._closed = False  # nothing leaves any more
         self._outcome: Outcome | None = None  # the upstream's end, while we wait
@@ -33,6 +35,8 @@ class Hold:
         if self._open:
             self._sink.feed(chunk)
         elif not self._closed:
+            if self._since is None:
+                self._since = monotonic()
             self._held.append(chunk)
             self._bytes += len(chunk.raw)
             if self._bytes > self._held_bytes:
@@ -59,12 +63,14 @@ class Hold:
             if self._outcome is not None:
                 self._close(Outcome("client_gone"))
         elif refusal := InternalError() if verdict.exception() is not None else verdict.result():
-            outcome = Outcome("internal_error" if isinstance(refusal, InternalError) else "refused", refusal)
+            outcome = Outcome.of(refusal)
             self._close(outcome)  # at once: what comes before us may wait for verdicts of its own
             self._ex.stop(outcome)
         else:
             self._open = True
             held, self._held = self._held, []
+            if self._since is not None:
+                self._ex.moderated(monotonic() - self._since)
             for chunk in held:
                 self._sink.feed(chunk)
             self._ex.resume(self)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Final, Literal, NamedTuple
 
 from multidict import CIMultiDictProxy
 
 from relay.errors import ModerationError, Reject, RelayError
-from relay.exchange import CALLER, Exchange, Outcome
+from relay.exchange import CALLER, STOPPED_BY, Exchange, Outcome
 from relay.judge import Judge, Unjudged
 from relay.log import Logger
 from relay.metrics import Metrics, ModerationTally
@@ -112,7 +113,10 @@ class Requests:
 
     async def check(self, ex: Exchange) -> None:
         """Raises Reject if a text may not go on, ModerationError if nobody can say."""
-        await self.ask(ex, await self.scan(ex))
+        scanned = await self.scan(ex)
+        started = monotonic()
+        await self.ask(ex, scanned)
+        ex.moderated(monotonic() - started)
 
     async def scan(self, ex: Exchange) -> Scanned:
         """Show all texts to the moderators that read along. Raises Reject."""
@@ -145,7 +149,7 @@ class Requests:
             error = refused
         else:
             return None
-        ex.stop(Outcome("refused", error))
+        ex.stop(Outcome.of(error))
         return error
 
     async def _scan(self, ex: Exchange, place: str, text: str, scanned: Scanned) -> None:
@@ -179,21 +183,30 @@ class Requests:
 
     async def _ask_all(self, ex: Exchange, judge: Judge, pieces: Sequence[Piece], tally: ModerationTally) -> None:
         waiting = iter(pieces)
+        unjudged: list[ModerationError] = []
 
         async def ask() -> None:
             for piece in waiting:
-                await self._ask(ex, judge, piece, tally)
+                try:
+                    await self._ask(ex, judge, piece, tally)
+                except ModerationError as error:
+                    unjudged.append(error)
+                if unjudged:
+                    return
 
         at_a_time = 1 if judge.in_order else min(AT_A_TIME, len(pieces))
         if at_a_time == 1:
             await ask()
-            return
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(at_a_time):
-                    group.create_task(ask())
-        except* RelayError as errors:
-            raise next(_leaves(errors)) from None
+        else:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(at_a_time):
+                        group.create_task(ask())
+            except* RelayError as errors:
+                raise next(_leaves(errors)) from None
+        # The others were not cancelled: one of them may be the one call that finds out that an outage is over.
+        if unjudged:
+            raise unjudged[0]
 
     async def _ask(self, ex: Exchange, judge: Judge, piece: Piece, tally: ModerationTally) -> None:
         said = await judge.check_text(piece.shown, context_of(ex, "request", piece.place), tally)
@@ -211,6 +224,8 @@ class Requests:
 
     def _tell(self, ex: Exchange, violation: Violation, tally: ModerationTally) -> None:
         tell(violation, ex.id, "request", self._log, tally)
+        if violation.action in ("mask", "block"):
+            ex[STOPPED_BY] = violation.moderator, violation.label
 
 
 def context_of(ex: Exchange, direction: Literal["request", "response"], surface: str = "") -> Context:

@@ -88,6 +88,7 @@ class Quota(Plugin):
         assert services.store is not None, "assembly refuses memory:"
         self._metrics, self._log = services.metrics, services.log
         store = services.store
+        self._metrics.store.watch_promises("reservation", lambda: len(self._live))
 
         def ledger(unit: str) -> Ledger:
             return Ledger(store, unit, grant=self.grant if unit == self.unit else 0, lease_s=self.lease_s)

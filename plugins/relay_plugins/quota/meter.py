@@ -196,7 +196,7 @@ class Meter:
 
     def _break_off(self, error: RelayError) -> None:
         """Nobody can say whether there is more, and it must not go on without that."""
-        self._over = Outcome("internal_error" if isinstance(error, InternalError) else "refused", error)
+        self._over = Outcome.of(error)
         self._held.clear()
         self._ex.stop(self._over)
         if self._outcome is not None:

@@ -190,12 +190,12 @@ def _address(endpoint: str) -> URL:
     except ValueError:
         whole = False
     if not whole:
-        raise ValueError(f"endpoint {endpoint!r} is no address; {example}")
+        raise ValueError(f"endpoint is no address; {example}")  # which is not repeated: a password may stand in it
     if url.user is not None or url.password is not None:
         raise ValueError(f"endpoint names a user or a password, which the service does not know; {example}")
     if url.raw_path not in ("", "/") or url.raw_query_string or url.raw_fragment:
         # The service's signature is over the path /.
-        raise ValueError(f"endpoint {endpoint!r} goes on after the host; {example}")
+        raise ValueError(f"endpoint goes on after the host; {example}")
     return url.with_path("/")
 
 

@@ -1,0 +1,118 @@
+"""What is counted of requests: one record each, handed over when everything about it is settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from relay.metrics import families
+from relay.metrics.collectors import OnDemand, counter, counters, gauge, histogram, within
+from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OUTCOMES, REFUSALS, UNSERVED
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """One request that has ended. Times are seconds; None: it did not come so far.
+
+    first_text_s: from its arrival; of a reply that is not streamed the first text is the whole of it.
+    upstream_s, moderated_s, overhead_s: how much of the time to the first text was whose; moderated_s is None without
+    moderation. input_tokens, output_tokens: as the upstream told them. steps: what each plugin did, and for how long.
+    """
+
+    request_id: str = ""
+    operation: str
+    outcome: str
+    duration_s: float
+    stream: bool = False
+    model: str = ""
+    """As the client named it; counted under its name only if it is one of the configured."""
+    upstream: str = ""
+    refusal: str = ""
+    """The code of the error body if the request was refused."""
+    first_text_s: float | None = None
+    upstream_s: float | None = None
+    moderated_s: float | None = None
+    overhead_s: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    chunks: int = 0
+    steps: Sequence[tuple[str, str, float]] = ()
+
+
+class RequestMetrics:
+    """The part of `relay.metrics.Metrics` that is about requests, and what plugins do with them."""
+
+    def __init__(
+        self, registry: CollectorRegistry, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str]
+    ) -> None:
+        self._models = frozenset(models)
+        self._upstreams = frozenset(upstreams)
+        plugins = tuple(plugins)
+        self._requests = counters(families.REQUESTS, registry)
+        self._refusals = counters(families.REFUSED, registry)
+        self._chunks = counter(families.CHUNKS, registry)
+        self._overhead = histogram(families.OVERHEAD, registry)
+        self._moderated = histogram(families.FIRST_TEXT, registry)
+        self._duration = OnDemand(histogram(families.REQUEST_DURATION, registry))
+        self._first_token = OnDemand(histogram(families.FIRST_TOKEN, registry))
+        self._output_token = OnDemand(histogram(families.OUTPUT_TOKEN, registry))
+        self._tokens = OnDemand(histogram(families.TOKEN_USAGE, registry))
+        self._upstream = OnDemand(histogram(families.UPSTREAM_FIRST_TEXT, registry))
+        self._steps = counters(families.PLUGIN_REQUESTS, registry, plugin=plugins)
+        self._errors = counters(families.PLUGIN_ERRORS, registry, plugin=plugins)
+        self._seconds = OnDemand(histogram(families.PLUGIN_SECONDS, registry))
+        self._in_flight = gauge(families.IN_FLIGHT, registry)
+        self._look: Callable[[], int] = lambda: 0
+
+    def watch(self, look: Callable[[], int]) -> None:
+        """`look` says how many requests are in flight, whenever the counts are read."""
+        self._look = look
+
+    def look(self) -> None:
+        self._in_flight.set(self._look())
+
+    def failed(self, plugin: str, hook: str) -> None:
+        """A plugin raised what is no refusal."""
+        child = self._errors.get((plugin, within(hook, families.PLUGIN_HOOKS)))
+        if child is not None:  # one that is not of the configuration is a test's
+            child.inc()
+
+    def ended(self, record: RequestRecord) -> None:
+        """Count what one request came to."""
+        operation = within(record.operation, OPERATIONS)
+        outcome = within(record.outcome, OUTCOMES, other="internal_error")
+        self._requests[operation, outcome].inc()
+        if record.refusal:
+            self._refusals[(within(record.refusal, REFUSALS),)].inc()
+        for plugin, did, seconds in record.steps:
+            step = self._steps.get((plugin, did))
+            if step is not None:
+                step.inc()
+                self._seconds[(plugin,)].observe(seconds)
+        if record.chunks:
+            self._chunks.inc(record.chunks)
+        if record.overhead_s is not None:
+            self._overhead.observe(record.overhead_s)
+            if record.moderated_s is not None:
+                self._moderated.observe(record.moderated_s)
+        if operation in GEN_AI_OPERATIONS:
+            self._generated(record, operation, outcome)
+
+    def _generated(self, record: RequestRecord, operation: str, outcome: str) -> None:
+        model = within(record.model, self._models)
+        exemplar = {"request_id": record.request_id} if record.request_id else None
+        error_type = "" if outcome in CLEAN else "server" if outcome in UNSERVED else "client"
+        self._duration[operation, model, error_type].observe(record.duration_s, exemplar)
+        first_text_s = record.first_text_s
+        if record.upstream_s is not None:
+            self._upstream[(within(record.upstream, self._upstreams),)].observe(record.upstream_s)
+        if record.stream and first_text_s is not None:
+            self._first_token[operation, model].observe(first_text_s, exemplar)
+            if record.output_tokens is not None and record.output_tokens > 1:
+                token_s = (record.duration_s - first_text_s) / (record.output_tokens - 1)
+                self._output_token[operation, model].observe(token_s)
+        for kind, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
+            if tokens is not None:
+                self._tokens[operation, model, kind].observe(tokens)

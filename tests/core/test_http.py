@@ -1,0 +1,120 @@
+"""A listener that is about to go closes what nobody asks on, and loses no request."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from aiohttp import web
+
+from relay.http import Listener, read_body
+
+PATIENCE_S = 20.0
+HEAD = b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Length: 4\r\n\r\n"
+
+
+class Stage:
+    """A listener that answers with what it was sent, when `go` is set, and its clients."""
+
+    def __init__(self):
+        self.go = asyncio.Event()
+        self.go.set()
+        self.come = 0
+        self.listener = Listener(self._answer)
+
+    async def _answer(self, request):
+        self.come += 1
+        body = await read_body(request, max_bytes=100, timeout_s=PATIENCE_S)
+        await self.go.wait()
+        return web.Response(body=body)
+
+
+@pytest.fixture
+async def stage():
+    async with AsyncExitStack() as stack:
+        stage = Stage()
+        runner = web.ServerRunner(stage.listener, shutdown_timeout=0.1)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+
+        async def dial():
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            stack.push_async_callback(writer.wait_closed)
+            stack.callback(writer.close)
+            return reader, writer
+
+        async def until(condition):
+            async with asyncio.timeout(PATIENCE_S):
+                while not condition():
+                    await asyncio.sleep(0.002)
+
+        stage.dial, stage.until = dial, until
+        yield stage
+
+
+async def answer(reader):
+    async with asyncio.timeout(PATIENCE_S):
+        head = await reader.readuntil(b"\r\n\r\n")
+        return head, await reader.readexactly(4)
+
+
+async def closed(reader):
+    async with asyncio.timeout(PATIENCE_S):
+        return b"" == await reader.read()
+
+
+async def test_who_does_not_ask_is_let_go(stage):
+    """Nothing has come on one connection, an answer has gone out on the other: both are closed, and none is left deaf."""
+    silent, _ = await stage.dial()
+    kept, writer = await stage.dial()
+    writer.write(HEAD + b"body")
+    assert b"body" == (await answer(kept))[1]
+    await stage.until(lambda: 2 == stage.listener.count)
+    stage.listener.leave()
+    async with asyncio.timeout(PATIENCE_S):
+        await stage.listener.empty(0.1)
+    assert await closed(silent)
+    assert await closed(kept)
+    assert 0 == stage.listener.count
+
+
+async def test_who_asks_again_in_time_is_answered(stage):
+    """With the last word; until then the connection is open."""
+    reader, writer = await stage.dial()
+    writer.write(HEAD + b"body")
+    head, _ = await answer(reader)
+    assert b"connection: close" not in head.lower()
+    stage.listener.leave()
+    emptying = asyncio.create_task(stage.listener.empty(3600))
+    await asyncio.sleep(0.2)  # it is looked at, and left as it is
+    writer.write(HEAD + b"body")
+    head, body = await answer(reader)
+    assert (b"body", True) == (body, b"connection: close" in head.lower())
+    assert await closed(reader)
+    async with asyncio.timeout(PATIENCE_S):
+        await emptying
+
+
+@pytest.mark.parametrize("sent", [10, len(HEAD) - 1, len(HEAD), len(HEAD) + 2, len(HEAD) + 4])
+async def test_who_is_still_asking_is_answered(stage, sent):
+    """The rest of a head or of a body is heard; a request that was under way before leaves its connection to one more."""
+    request = HEAD + b"body"
+    stage.go.clear()
+    reader, writer = await stage.dial()
+    writer.write(request[:sent])
+    if sent < len(HEAD):
+        await stage.until(lambda: any(each._late is not None for each in stage.listener.connections))
+    else:
+        await stage.until(lambda: 1 == stage.come)
+    stage.listener.leave()
+    emptying = asyncio.create_task(stage.listener.empty(0.1))
+    await asyncio.sleep(0.2)
+    writer.write(request[sent:])
+    stage.go.set()
+    head, body = await answer(reader)
+    assert (b"body", sent < len(HEAD)) == (body, b"connection: close" in head.lower())
+    assert await closed(reader)
+    async with asyncio.timeout(PATIENCE_S):
+        await emptying
