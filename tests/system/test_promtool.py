@@ -1,4 +1,4 @@
-"""Prometheus's own tool reads what the relay gives it, and what the dashboards ask."""
+"""Prometheus's own tool reads what the relay gives it, what the dashboards ask, and the rules, whose tests it runs."""
 
 import json
 import subprocess
@@ -9,10 +9,13 @@ import pytest
 
 pytestmark = pytest.mark.system
 
-DASHBOARDS = sorted((Path(__file__).parents[2] / "grafana" / "dashboards").glob("*.json"))
+GRAFANA = Path(__file__).parents[2] / "grafana"
+DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
+RULES = sorted((GRAFANA / "alerts").glob("*.yaml"))
+TESTS = sorted((GRAFANA / "alerts" / "tests").glob("*.yaml"))
 
 # What Grafana puts in the place of its variables.
-VARIABLES = {"$__rate_interval": "5m", "$job": "relay", "$instance": ".+"}
+VARIABLES = {"$__rate_interval": "5m", "$__range": "1h", "$job": "relay", "$instance": ".+"}
 
 
 def test_metrics_have_nothing_to_lint(demo, curl, promtool):
@@ -38,3 +41,18 @@ def test_expressions_are_promql(promtool, path, tmp_path):
     checked = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
     assert (0, "") == (checked.returncode, checked.stderr)
     assert f"{len(rules)} rules found" in checked.stdout
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.stem)
+def test_rules_are_sound(promtool, path):
+    """`promtool check rules` has nothing to say about a file of rules."""
+    checked = subprocess.run([promtool, "check", "rules", path], capture_output=True, text=True, check=False)
+    assert (0, "") == (checked.returncode, checked.stderr)
+    assert "SUCCESS" in checked.stdout
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_and_end(promtool, path):
+    """`promtool test rules`: what is recorded is right, and each alert fires under its fault and only then."""
+    tested = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, check=False)
+    assert 0 == tested.returncode, tested.stdout + tested.stderr
