@@ -24,6 +24,9 @@ COLOURS = {
     "upstream_auth": "dark-orange",
     "upstream_unavailable": "semi-dark-orange",
     "upstream_timeout": "light-orange",
+    "upstream_malformed": "super-light-orange",
+    "upstream_incomplete": "#a0522d",
+    "draining": "super-light-red",
     "content_filter": "light-purple",
     # What became of text.
     "released": "green",

@@ -45,12 +45,14 @@ LAG = quantile(0.95, "relay_loop_lag_seconds", "instance")
 # What alerts are of: see `by` in grafana/alerts/rules.yaml, and `labels` in alerts.yaml.
 ALERT_LABELS = ("moderator", "upstream", "plugin", "hook", "concern", "kind", "reason", "sign", "window")
 
-# The codes that are not the client's doing are red, orange and brown; the rest have what colours there are.
+# The codes that are not the client's doing are red, orange and brown; of the others a request that is wrong is pale.
 CODES = (
     *("invalid_api_key", "rate_limit_exceeded", "too_many_requests_in_flight", "insufficient_user_quota"),
     *("content_filter", "auth_unavailable", "quota_unavailable", "moderation_unavailable", "moderation_stalled"),
-    *("upstream_auth", "upstream_error", "upstream_unavailable", "upstream_timeout", "internal_error"),
+    *("upstream_auth", "upstream_error", "upstream_unavailable", "upstream_timeout", "upstream_malformed"),
+    *("upstream_incomplete", "draining", "internal_error"),
 )
+WRONG = "/^(bad_|headers_|invalid_(?!api_key)|repeated_|keyword_|request_|unsupported_|not_found|method_)/"
 
 NOTHING = Property(id_val="noValue", value="–")
 
@@ -345,6 +347,7 @@ def _codes() -> Lines:
                 colours=CODES,
             )
         )
+        .override_by_regexp(WRONG, [colour("super-light-yellow")])
         .span(12)
         .height(9)
     )
@@ -443,13 +446,18 @@ def _alerts() -> Table:
                 then="relay-process",
                 empty="no alert fires",
             ),
-            "dateTimeFromNow",
+            "none",
             [Query(f"1000 * min by (alertname, severity, of) ({told})", "Since")],
             labels={"alertname": "Alert", "of": "Of", "severity": "Severity"},
         )
         .span(9)
         .height(14)
-        .override_by_name("Severity", [Property(id_val="custom.width", value=80)])
-        .override_by_name("Since", [Property(id_val="custom.width", value=130)])
-        .override_by_name("Severity", [Property(id_val="mappings", value=SEVERITIES), cell()])
+        .override_by_name("Alert", [Property(id_val="custom.width", value=210)])
+        # Else spaces alone, of an alert without any of the labels, would be read as the number 0.
+        .override_by_name("Of", unit("string"))
+        .override_by_name("Since", [*unit("dateTimeFromNow"), Property(id_val="custom.width", value=140)])
+        .override_by_name(
+            "Severity",
+            [Property(id_val="mappings", value=SEVERITIES), cell(), Property(id_val="custom.width", value=75)],
+        )
     )

@@ -102,7 +102,7 @@ def lines(
 
     colours: words of `COLOURS`, for the series that are called so or have it for their last word. limits: dashed lines.
     axis: what is counted, where the unit does not say it. ranked: for many series: a legend with their last and
-    largest values, the largest first, without those that never were. What has no value now has no last one.
+    largest values, the largest first, without those that never were.
     """
     panel = (
         _asked(timeseries.Panel(), title, ask, unit)
@@ -111,7 +111,7 @@ def lines(
         .min(0)
         .line_width(1)
         .show_points(models.VisibilityMode.AUTO)
-        .legend(_ranked("last", "max") if ranked else _named())
+        .legend(ranking("last", "max") if ranked else _named())
         .tooltip(common.VizTooltipOptions().mode(models.TooltipDisplayMode.MULTI).sort(models.SortOrder.DESCENDING))
         .targets(
             [_target(number, query).range().exemplar("_bucket{" in query.expr) for number, query in enumerate(queries)]
@@ -143,7 +143,7 @@ def sparse(panel: timeseries.Panel) -> timeseries.Panel:
 
 def events(panel: timeseries.Panel) -> timeseries.Panel:
     """Bars for what should not happen: an empty panel is a good one. How much at most tells more than how much at last."""
-    return sparse(stacked(panel.draw_style(models.GraphDrawStyle.BARS)).legend(_ranked("max")))
+    return sparse(stacked(panel.draw_style(models.GraphDrawStyle.BARS)).legend(ranking("max")))
 
 
 def bars(panel: timeseries.Panel, series: str) -> timeseries.Panel:
@@ -168,8 +168,9 @@ def states(panel: timeseries.Panel, *named: tuple[str, str]) -> timeseries.Panel
     # A colour for each state, not for each series: the line has that of where it is, its name that of where it is last.
     panel.color_scheme(dashboard.FieldColor().mode(schema.FieldColorModeId.THRESHOLDS))
     panel.gradient_mode(models.GraphGradientMode.SCHEME)
+    # What lies under a state is filled in its colour, down to the one before; the line of that stays as it is.
     (_, lowest), *higher = named
-    panel.thresholds(_thresholds({number - 0.5: shade for number, (_, shade) in enumerate(higher, start=1)}, lowest))
+    panel.thresholds(_thresholds({number + 0.05: shade for number, (_, shade) in enumerate(higher)}, lowest))
     return panel.max(len(named) - 1).mappings([*names, *between])
 
 
@@ -309,8 +310,9 @@ def _letter(number: int) -> str:
 
 
 def _grounds(limits: Limits | None, base: str) -> dashboard.ThresholdsConfig:
-    """From 0 on `base`. Below it is what there is no data of: that is grey."""
-    return _thresholds({} if limits is None else {0: base, **limits}, "text" if limits is None else GREY)
+    """From 0 on `base`. Below it is what there is no data of: that is grey, unless `base` is no colour of its own."""
+    below = base if base in ("transparent", "text") else GREY
+    return _thresholds({} if limits is None else {0: base, **limits}, "text" if limits is None else below)
 
 
 def _thresholds(limits: Limits, base: str) -> dashboard.ThresholdsConfig:
@@ -324,6 +326,10 @@ def _named(*calcs: str) -> common.VizLegendOptions:
     return legend.display_mode(models.LegendDisplayMode.LIST).placement(models.LegendPlacement.BOTTOM)
 
 
-def _ranked(*calcs: str) -> common.VizLegendOptions:
+def ranking(*calcs: str) -> common.VizLegendOptions:
+    """A legend with what Grafana calls calculations of each series, the largest first.
+
+    "last" is of the points that there are: of what has ended it is old.
+    """
     legend = common.VizLegendOptions().show_legend(True).calcs(list(calcs)).sort_by("Max").sort_desc(True)
     return legend.display_mode(models.LegendDisplayMode.TABLE).placement(models.LegendPlacement.RIGHT)

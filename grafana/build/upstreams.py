@@ -6,7 +6,7 @@ from grafana_foundation_sdk.builders.timeseries import Panel as Lines
 from grafana_foundation_sdk.models import dashboard as schema
 
 from grafana.build.frame import framed
-from grafana.build.panels import Ask, Query, colour, events, lines, quantiles, stacked, states
+from grafana.build.panels import Ask, Query, colour, events, lines, quantiles, ranking, stacked, states
 from grafana.build.promql import rate
 
 
@@ -108,7 +108,8 @@ def _ejections() -> Lines:
                 )
             ],
             axis="ejections",
-        ).decimals(0)
+            # Marks between whole numbers would have to be written, and one ejection is what there usually is.
+        ).axis_soft_max(4)
     )
 
 
@@ -136,14 +137,14 @@ def _first_text() -> Lines:
             "Which upstream is slow to begin?",
             "From asking it to its first text; of a reply that is not streamed, to its end. By who answered in the "
             "end: time lost with others before is in it. One slower than the rest: its load. All: the prompts. "
-            "Without a last value it has answered nothing lately.",
+            "Where its line ends it has answered nothing any more.",
             then="relay-overview",
             empty="no replies in this time",
         ),
         "s",
         quantiles("relay_upstream_first_text_seconds", "upstream", of=(0.5, 0.95)),
         ranked=True,
-    )
+    ).legend(ranking("mean", "max"))
 
 
 def _output_token() -> Lines:

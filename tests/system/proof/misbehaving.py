@@ -32,3 +32,7 @@ class Misbehaving(Plugin):
                 time.sleep(BLOCKED_S)
             case "leak":
                 await self._limiter.admit(ex.id, [_SCOPE], NOTHING, ex.loop.time())
+
+    async def on_end(self, ex):
+        if ex.headers.get("x-mishap") == "raise at the end":
+            raise ZeroDivisionError
