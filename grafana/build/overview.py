@@ -223,7 +223,7 @@ def _price() -> Figures:
                 "Calls to moderators for 1,000 characters of replies, requests' checks among them: some 16 with "
                 "windows of the default size. By how much the first text leaves later, for 19 in 20 moderated "
                 "replies. And how much of the fullest budget is used: relays that share a store give out 89 % of it "
-                "at most, so 80 % is red. None of the three says that moderation is well: while it is down nothing "
+                "at most, so 75 % is red, where the alert is too. None of the three says that moderation is well: while it is down nothing "
                 "is sent, and all of them are low. *Parts* and *Which part is to blame?* say that.",
                 then="relay-moderation",
                 empty="nothing moderated",
@@ -239,7 +239,7 @@ def _price() -> Figures:
         .span(11)
         .override_by_name("calls / 1,000 characters", [*unit("short", 1), colour("blue")])
         .override_by_name("first text later", [*unit("s"), judged({1.5: "yellow", 3: "red"})])
-        .override_by_name("of the budget", [*unit("percentunit", 0), judged({0.6: "yellow", 0.8: "red"})])
+        .override_by_name("of the budget", [*unit("percentunit", 0), judged({0.6: "yellow", 0.75: "red"})])
     )
 
 
