@@ -223,8 +223,9 @@ def _price() -> Figures:
                 "Calls to moderators for 1,000 characters of replies, requests' checks among them: some 16 with "
                 "windows of the default size. By how much the first text leaves later, for 19 in 20 moderated "
                 "replies. And how much of the fullest budget is used: relays that share a store give out 89 % of it "
-                "at most, so 75 % is red, where the alert is too. None of the three says that moderation is well: while it is down nothing "
-                "is sent, and all of them are low. *Parts* and *Which part is to blame?* say that.",
+                "at most, so 75 % is red, where the alert is too. None of the three says that moderation is well: "
+                "while it is down nothing is sent, and all of them are low. *Parts* and *Which part is to blame?* say "
+                "that.",
                 then="relay-moderation",
                 empty="nothing moderated",
             ),
