@@ -52,6 +52,7 @@ class Forwarding:
         self._counts.clear()
         if self._backlog() > MAX_BACKLOG_BYTES:
             self._dropped += len(happened)
+            self._timer = self._loop.call_later(SPAN_S, self.flush)  # that they are lost is told all the same
             return
         if self._dropped:
             happened.append(Event(time(), "missed", {"count": self._dropped, "reason": "flood"}))

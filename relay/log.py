@@ -16,6 +16,7 @@ Not known here: a reader that is slow. Standard output to a full pipe blocks the
 """
 
 import sys
+import threading
 import traceback
 from collections import deque
 from contextlib import suppress
@@ -81,9 +82,15 @@ class _Lines(structlog.BytesLogger):
 
     __slots__ = ()
 
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(stream)
+        # structlog's waits for itself for ever where a collection, in the midst of a line, ends an object that has to be
+        # told of in another.
+        self._lock = threading.RLock()  # type: ignore[assignment]
+
     def msg(self, message: bytes) -> None:
-        # OSError: a broken pipe, a full disk. ValueError: the stream has been closed.
-        with suppress(OSError, ValueError):
+        # OSError: a broken pipe, a full disk. ValueError: the stream has been closed. RuntimeError: it is in such a midst.
+        with suppress(OSError, ValueError, RuntimeError):
             super().msg(message)
 
     debug = info = warning = error = critical = msg

@@ -25,6 +25,9 @@ DONE_EVENT: Final = b"data: [DONE]\n\n"
 MAX_DEPTH: Final = 200
 
 
+# A thousand times the longest contexts of today: one number beyond it would ruin a sum for as long as it is kept.
+MOST_TOKENS: Final = 2**30
+
 _UNREAD: Final[Frame] = {}
 
 
@@ -121,11 +124,11 @@ def usage_of(frame: Frame) -> Frame | None:
 
 
 def told_tokens(usage: Frame | None) -> tuple[int | None, int | None]:
-    """The tokens of the prompt and of the reply; None for one that is not told."""
+    """The tokens of the prompt and of the reply; None for one that is not told, or cannot be true."""
     prompt, reply = (usage or _UNREAD).get("prompt_tokens"), (usage or _UNREAD).get("completion_tokens")
     return (
-        prompt if type(prompt) is int and prompt >= 0 else None,
-        reply if type(reply) is int and reply >= 0 else None,
+        prompt if type(prompt) is int and 0 <= prompt <= MOST_TOKENS else None,
+        reply if type(reply) is int and 0 <= reply <= MOST_TOKENS else None,
     )
 
 

@@ -298,9 +298,23 @@ class TestForwarding:
         waits[0] = 0
         way.publish("cut", code="b")
         way.flush()
+        assert way._timer is None
         assert [[("cut", {"code": "b"}), ("missed", {"count": 5, "reason": "flood"})]] == [
             [each[1:] for each in events] for events in sent
         ]
+
+    async def test_the_last_loss_is_told_too(self, way, sent, waits, monkeypatch):
+        """Also if nothing happens any more."""
+        monkeypatch.setattr(forwarding, "SPAN_S", 0.001)
+        waits[0] = MAX_BACKLOG_BYTES + 1
+        way.publish("cut", code="a")
+        way.flush()
+        waits[0] = 0
+        async with asyncio.timeout(10):
+            while not sent:
+                await asyncio.sleep(0.001)
+        assert [[("missed", {"count": 1, "reason": "flood"})]] == [[each[1:] for each in events] for events in sent]
+        assert way._timer is None
 
 
 class TestTheReference:

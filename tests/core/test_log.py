@@ -226,3 +226,19 @@ def test_no_standard_output(monkeypatch):
     """A process that was started with descriptor 1 closed has no sys.stdout; it logs nowhere."""
     monkeypatch.setattr(sys, "stdout", None)
     configure().info("request")
+
+
+def test_a_line_in_the_midst_of_a_line():
+    """A collection while one is written may end an object that has to be told of: that line is lost, and nothing waits."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, line):
+            if b"outer" in line:
+                log.error("inner")
+            return super().write(line)
+
+    stream = Interrupted()
+    log = configure(stream)
+    log.info("outer")
+    log.info("next")
+    assert {"outer", "next"} <= {line["event"] for line in lines(stream)}

@@ -1,9 +1,11 @@
 """After an outage of its service, moderation is found to be well again by whatever is asked next."""
 
 import asyncio
+import gc
 
 import pytest
 
+from relay.exchange import Exchange
 from relay.testing import frames, whole
 from relay_plugins.tencent.fake import SECRET_ID, SECRET_KEY, Fake
 
@@ -38,3 +40,24 @@ async def test_many_texts_end_an_outage(serve, open_chain, looked_at):
         async with asyncio.timeout(PATIENCE_S):
             while await ask() != 200:
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("request_mode", ["before", "parallel"])
+@pytest.mark.parametrize("texts", [1, 3])
+async def test_what_an_outage_refuses_is_not_kept(serve, open_chain, request_mode, texts):
+    """Its memory is free at once, and does not wait for the collector."""
+    async with Fake() as fake:
+        service = {"use": "tencent", "secret_id": SECRET_ID, "secret_key": SECRET_KEY, "endpoint": fake.endpoint}
+        plugin = {"use": "moderation", "moderators": [service], "cache_s": 0, "request": request_mode}
+        rig = await serve(whole(frames.body("Hello")), chain=[*open_chain, plugin])
+        rig.loudest = "warning"
+        fake.change(outage="refuse")
+        messages = [{"role": "user", "content": f"text {number}"} for number in range(texts)]
+        gc.collect()
+        gc.disable()
+        try:
+            assert 503 == (await rig.ask(stream=False, messages=messages)).status
+            assert ["unavailable"] == [line["outcome"] for line in await rig.ended()]
+            await rig.until(lambda: not any(isinstance(each, Exchange) for each in gc.get_objects()))
+        finally:
+            gc.enable()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from relay.pure.openai import (
     MAX_DEPTH,
+    MOST_TOKENS,
     Chunk,
     Frame,
     count_keys,
@@ -21,6 +22,7 @@ from relay.pure.openai import (
     has_repeated_key,
     load_exactly,
     nests_deeply,
+    told_tokens,
     usage_frame,
 )
 from relay.pure.sse import Decoder
@@ -253,3 +255,20 @@ def test_errors() -> None:
 def test_an_error_may_quote_anything() -> None:
     """A message with half a pair in it, such as a header may hold, is still an error body."""
     assert "a\udcff" == json.loads(error_body("a\udcff", type="t", code=None))["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("usage", "told"),
+    [
+        ({"prompt_tokens": 12, "completion_tokens": 0}, (12, 0)),
+        ({"prompt_tokens": MOST_TOKENS, "completion_tokens": MOST_TOKENS + 1}, (MOST_TOKENS, None)),
+        ({"prompt_tokens": 10**400, "completion_tokens": -1}, (None, None)),
+        ({"prompt_tokens": True, "completion_tokens": "7"}, (None, None)),
+        ({"prompt_tokens": 1.5}, (None, None)),
+        ({}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_told_tokens(usage: Frame | None, told: tuple[int | None, int | None]) -> None:
+    """What can be a number of tokens."""
+    assert told == told_tokens(usage)

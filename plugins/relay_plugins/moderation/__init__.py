@@ -261,8 +261,7 @@ class Moderation(Plugin):
         if self._scanning:
             tally.checked += counted.came
         tally.longest_hold_s = counted.longest_hold_s
-        if not held:
-            ex.moderated(counted.first_hold_s or 0.0)
+        ex.moderated(counted.first_hold_s or 0.0)
         # Of what nobody judged, some may have been dropped all the same.
         tally.unverified = {reason: min(chars, released) for reason, chars in counted.unverified().items()}
         if self.response == "shadow":

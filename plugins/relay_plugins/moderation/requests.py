@@ -183,14 +183,15 @@ class Requests:
 
     async def _ask_all(self, ex: Exchange, judge: Judge, pieces: Sequence[Piece], tally: ModerationTally) -> None:
         waiting = iter(pieces)
-        unjudged: list[ModerationError] = []
+        unjudged = False  # not the error itself: its frames would hold the request until the collector comes
 
         async def ask() -> None:
+            nonlocal unjudged
             for piece in waiting:
                 try:
                     await self._ask(ex, judge, piece, tally)
-                except ModerationError as error:
-                    unjudged.append(error)
+                except ModerationError:
+                    unjudged = True
                 if unjudged:
                     return
 
@@ -206,7 +207,7 @@ class Requests:
                 raise next(_leaves(errors)) from None
         # The others were not cancelled: one of them may be the one call that finds out that an outage is over.
         if unjudged:
-            raise unjudged[0]
+            raise unavailable(acted=False)
 
     async def _ask(self, ex: Exchange, judge: Judge, piece: Piece, tally: ModerationTally) -> None:
         said = await judge.check_text(piece.shown, context_of(ex, "request", piece.place), tally)
