@@ -105,7 +105,7 @@ class Serving:
         """Whether it takes a connection."""
         try:
             (await self.dial()).close()
-        except ConnectionRefusedError:
+        except ConnectionError:
             return False
         return True
 
