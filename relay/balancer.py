@@ -85,10 +85,11 @@ class Balancer:
         health = self._health[upstream.name]
         usual_s = None
         if model is not None:
-            others = [other for other in self.serving(model) if other is not upstream]
+            serving = self.serving(model)
             model = model if model in self._serving else ANY_MODEL  # clients may make names up
-            times = (self._health[other.name].usual_s(model) for other in others)
-            usual_s = min((usual for usual in times if usual is not None), default=None)
+            if len(serving) > 1:
+                times = [self._health[other.name].usual_s(model) for other in serving if other is not upstream]
+                usual_s = min((usual for usual in times if usual is not None), default=None)
         was_ejected = health.ejected
         self._judge(upstream, health.answered(asked_at, now, model=model, usual_s=usual_s))
         if was_ejected and not health.ejected:

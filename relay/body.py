@@ -21,30 +21,29 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Protocol, cast
 
-from aiohttp import ClientResponse, TCPConnector, http_parser
+from aiohttp import http_parser
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.helpers import BaseTimerContext
 from aiohttp.streams import StreamReader
-from yarl import URL
 
 from relay.errors import forget_frames
+from relay.pure.shape import SIZES
+from relay.reply import Reply
 
 # How long an upstream may take to end its body after `[DONE]` before its connection is given up.
 DRAIN_S = 1.0
-
-# The sizes of HTTP chunks as servers write them. Longer chunks are rare and worth their parsing.
-_SIZES: Final = {form % size: size + 2 for size in range(1, 2048) for form in (b"%x", b"%X")}
 
 
 class Consumer(Protocol):
     """Who is pushed to. Methods do not raise, and nothing comes after `on_eof` or `on_error`."""
 
     def on_data(self, data: bytes) -> None: ...
+
+    def on_chunk(self, data: bytes) -> bool:
+        """A read that may be one whole HTTP chunk, its size and all; whether it was taken. If not, it comes another way."""
 
     def on_eof(self) -> None: ...
 
@@ -89,7 +88,7 @@ class _Relay:
 
     def end(self, error: BaseException | None) -> None:
         if self.protocol is not None:
-            self.protocol.relay = self.protocol.on_chunk = None
+            self.protocol.relay = self.protocol.between = None
         consumer, self.consumer = self.consumer, None
         if consumer is None:
             return
@@ -135,39 +134,26 @@ class PushProtocol(ResponseHandler):
     size not written in the shortest way.
     """
 
-    used = False  # it has served a request
     relay: _Relay | None = None  # of the body that is pushed
-    on_chunk: Callable[[bytes], None] | None = None  # its consumer's, while the parser stands between two chunks
+    between: Consumer | None = None  # of that body, while the parser stands between two chunks
 
     def data_received(self, data: bytes) -> None:
-        on_chunk = self.on_chunk
-        if on_chunk is not None:
-            size, _, rest = data.partition(b"\r\n")
-            if _SIZES.get(size) == len(rest) and rest.endswith(b"\r\n"):
-                on_chunk(rest[:-2])
+        consumer = self.between
+        if consumer is not None:
+            if consumer.on_chunk(data):
                 return
-            self.on_chunk = None
+            size, _, rest = data.partition(b"\r\n")
+            if SIZES.get(size) == len(data) and data.endswith(b"\r\n"):
+                consumer.on_data(rest[:-2])
+                return
+            self.between = None
         super().data_received(data)
         relay = self.relay
         if self.exception() is not None:
             self.relay = None  # the parser has given up, and stands nowhere
         elif relay is not None and not relay.inside and relay.consumer is not None and data.endswith(b"\r\n"):
             # Without a line end the beginning of a size may have come, of which the parser tells nobody.
-            self.on_chunk = relay.consumer.on_data
-
-
-class PushConnector(TCPConnector):
-    """Opens connections whose bodies can be pushed."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = cast("partial[ResponseHandler]", partial(PushProtocol, loop=self._loop))
-
-    def drop_idle(self, url: URL) -> None:
-        """Close the pooled connections to this host: one of them was found closed, so the others may be."""
-        for key in [key for key in self._conns if (key.host, key.port) == (url.host, url.port)]:
-            for protocol, _ in self._conns.pop(key):
-                protocol.close()
+            self.between = relay.consumer
 
 
 def push(reader: StreamReader, consumer: Consumer) -> None:
@@ -177,7 +163,13 @@ def push(reader: StreamReader, consumer: Consumer) -> None:
     """
     if type(reader) is not StreamReader:
         raise TypeError(f"cannot push from a {type(reader).__name__}")
-    # A consumer that has enough may release the reply from inside `on_data`, and its reader then has an exception.
+    if reader.is_eof() and reader.exception() is None:
+        # All of it is here, and the connection may serve another request: to read it would have the parser go on.
+        for data in reader._buffer:
+            consumer.on_data(data)
+        consumer.on_eof()
+        return
+    # A consumer that has enough may close the reply from inside `on_data`, and its reader then has an exception.
     while reader.exception() is None and (data := reader.read_nowait()):
         consumer.on_data(data)
     if reader.exception() is not None:
@@ -196,14 +188,12 @@ def push(reader: StreamReader, consumer: Consumer) -> None:
 class _DrainingBody(ABC):
     """What both kinds of body do after the last byte that anybody wants."""
 
-    def __init__(self, response: ClientResponse) -> None:
-        self._response = response
-        self._reader = response.content
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._reader = reply.content
 
     def drain(self) -> None:
-        if self._reader.is_eof():
-            self._response.release()
-        else:
+        if not self._reader.is_eof():
             asyncio.get_running_loop().call_soon(self._drain)  # when this read is through, the end may have come
 
     def _drain(self) -> None:
@@ -217,19 +207,18 @@ class _DrainingBody(ABC):
         """Read on."""
 
     def close(self) -> None:
-        self._response.close()
+        self._reply.close()
 
     @property
     def lost(self) -> bool:
-        connection = self._response.connection  # None once it has been given back
-        return connection is not None and connection.transport is None
+        return self._reply.lost
 
 
 class PushedBody(_DrainingBody):
-    """The body of `response`, pushed by the parser itself."""
+    """The body of `reply`, pushed by the parser itself."""
 
-    def __init__(self, response: ClientResponse) -> None:
-        super().__init__(response)
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply)
         self._paused = False
 
     def start(self, consumer: Consumer) -> None:
@@ -253,16 +242,17 @@ class PushedBody(_DrainingBody):
             protocol.transport.pause_reading()
 
     def resume(self) -> None:
-        self._paused = False
-        if not self._reader.is_eof() and self._reader.exception() is None:
-            self._reader._protocol.resume_reading()
+        if self._paused:
+            self._paused = False
+            if not self._reader.is_eof() and self._reader.exception() is None:
+                self._reader._protocol.resume_reading()
 
 
 class AwaitedBody(_DrainingBody):
     """The same by reading: a task, and a switch to it for every chunk."""
 
-    def __init__(self, response: ClientResponse) -> None:
-        super().__init__(response)
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply)
         self._task: asyncio.Task[None] | None = None
         self._readable = asyncio.Event()
         self._readable.set()
@@ -299,6 +289,9 @@ class _Recorder:
 
     def on_data(self, data: bytes) -> None:
         self.seen.append(data)
+
+    def on_chunk(self, data: bytes) -> bool:
+        return False
 
     def on_eof(self) -> None:
         self.seen.append(b"<eof>")

@@ -2,17 +2,21 @@
 
 A plugin without a hook is not asked for it. On the way back the sinks of the plugins that a request has passed are
 folded over the writer; `_Layer` keeps the promises between two of them (end once, errors named) at the cost of one call.
+
+Most hooks wait for nothing. Such a one costs its own coroutine and no more: one reading of the clock tells when it has
+ended and the next one begun, and a timer is made for an `on_end` that does wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from time import monotonic
+from types import coroutine
+from typing import Any
 
 from relay.errors import InternalError, PluginError, RelayError, being_cancelled
-from relay.exchange import Did, Exchange, Key, Operation, Outcome, Step
+from relay.exchange import Did, Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
@@ -25,12 +29,20 @@ END_TIMEOUT_S = 5.0
 OnError = Callable[[PluginError, BaseException], None]
 
 
-@dataclass(frozen=True, slots=True)
 class Link:
-    """A plugin under the name that it has in this chain."""
+    """A plugin under the name that it has in this chain.
 
-    name: str
-    plugin: Plugin
+    on_request, on_stream, on_end: its hooks; None for one that it does not override.
+    """
+
+    __slots__ = ("name", "on_end", "on_request", "on_stream", "plugin")
+
+    def __init__(self, name: str, plugin: Plugin) -> None:
+        self.name = name
+        self.plugin = plugin
+        self.on_request = plugin.on_request if self.overrides("on_request") else None
+        self.on_stream = plugin.on_stream if self.overrides("on_stream") else None
+        self.on_end = plugin.on_end if self.overrides("on_end") else None
 
     def overrides(self, hook: str) -> bool:
         return getattr(type(self.plugin), hook) is not getattr(Plugin, hook)
@@ -49,12 +61,6 @@ class Chain:
             for operation in OPERATIONS
         }
         self.routes = {route: link for link in self.links for route in link.plugin.routes}
-        self._reads = self._named_for("on_request")
-        self._streams = self._named_for("on_stream")
-        self._ends = self._named_for("on_end")
-
-    def _named_for(self, hook: str) -> frozenset[str]:
-        return frozenset(link.name for link in self.links if link.overrides(hook))
 
     def tell(self, on_error: OnError) -> None:
         """Tell `on_error` from now on."""
@@ -81,33 +87,36 @@ class Chain:
 
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
+        steps, started = ex.steps, monotonic()
         for link in self._requests[ex.operation]:
-            reply = await self._show(link, ex) if link.name in self._reads else None
+            if link.on_request is None:
+                entered.append(link)
+                continue
+            try:
+                reply = await link.on_request(ex)
+            except BaseException as cause:
+                did, error = self._blamed(link, cause)
+                steps.append((link.name, did, monotonic() - started))
+                if error is cause:
+                    raise
+                raise error from cause
             entered.append(link)
+            ended = monotonic()
+            steps.append((link.name, "passed" if reply is None else "answered", ended - started))
             if reply is not None:
                 if not isinstance(reply, Reply):
                     raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
                 return reply
+            started = ended
         return None
 
-    async def _show(self, link: Link, ex: Exchange) -> Reply | None:
-        """Show a request to one plugin; what it did becomes a step of the exchange."""
-        started = monotonic()
-        did: Did = "failed"
-        try:
-            reply = await link.plugin.on_request(ex)
-            did = "passed" if reply is None else "answered"
-        except RelayError as error:
-            did = "failed" if isinstance(error, InternalError) else "refused"
-            raise
-        except (Exception, asyncio.CancelledError) as cause:
-            if isinstance(cause, asyncio.CancelledError) and being_cancelled():
-                did = "cancelled"
-                raise
-            raise self._named(link, "on_request", cause) from cause
-        finally:
-            ex.steps.append(Step(link.name, did, monotonic() - started))
-        return reply
+    def _blamed(self, link: Link, cause: BaseException) -> tuple[Did, BaseException]:
+        """What a plugin did whose `on_request` raised, and what is raised for that."""
+        if isinstance(cause, RelayError):
+            return "failed" if isinstance(cause, InternalError) else "refused", cause
+        if isinstance(cause, asyncio.CancelledError):
+            return ("cancelled", cause) if being_cancelled() else ("failed", self._named(link, "on_request", cause))
+        return "failed", self._named(link, "on_request", cause) if isinstance(cause, Exception) else cause
 
     def wrap(self, ex: Exchange, entered: Sequence[Link], sink: Sink) -> Sink:
         """The way back: the last plugin that the request met sees a chunk first.
@@ -118,26 +127,17 @@ class Chain:
         sink = _Last(sink)
         try:
             for link in entered:
-                if link.name in self._streams:
-                    wrapped = self._sink_of(link, ex, sink)
+                if link.on_stream is not None:
+                    wrapped = link.on_stream(ex, sink)
                     if wrapped is not sink:
-                        sink = _Layer(link, ex, wrapped, sink, self._named)
-        except RelayError as error:
-            sink.end(Outcome.of(error))
-            raise
-        return sink
-
-    def _sink_of(self, link: Link, ex: Exchange, sink: Sink) -> Sink:
-        try:
-            wrapped = link.plugin.on_stream(ex, sink)
-        except RelayError:
-            raise
+                        sink = _Layer(link, ex, _checked(wrapped), sink, self._named)
         except Exception as cause:
-            raise self._named(link, "on_stream", cause) from cause
-        # Not isinstance(wrapped, Sink): the check of a protocol costs 20 µs.
-        if not callable(getattr(wrapped, "feed", None)) or not callable(getattr(wrapped, "end", None)):
-            raise self._named(link, "on_stream", TypeError(f"returned a {type(wrapped).__name__}, no sink"))
-        return wrapped
+            error = cause if isinstance(cause, RelayError) else self._named(link, "on_stream", cause)
+            sink.end(Outcome.of(error))
+            if error is cause:
+                raise
+            raise error from cause
+        return sink
 
     async def leave(self, ex: Exchange, entered: Sequence[Link]) -> None:
         """`on_end` for each plugin that was entered, the last one first. Never raises.
@@ -146,10 +146,15 @@ class Chain:
         is cut short and the others follow.
         """
         for link in reversed(entered):
-            if link.name in self._ends:
+            if link.on_end is not None:
                 try:
+                    ending = link.on_end(ex)
+                    try:
+                        waits_for = ending.send(None)
+                    except StopIteration:
+                        continue  # it has waited for nothing, as most do
                     async with asyncio.timeout(END_TIMEOUT_S):
-                        await link.plugin.on_end(ex)
+                        await _rest(ending, waits_for)
                 except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - the next plugin still has its end
                     self._named(link, "on_end", cause)
 
@@ -157,6 +162,28 @@ class Chain:
         error = PluginError(link.name, hook)
         self._on_error(error, cause)
         return error
+
+
+def _checked(wrapped: Sink) -> Sink:
+    # Not isinstance(wrapped, Sink): the check of a protocol costs 20 µs.
+    if not callable(getattr(wrapped, "feed", None)) or not callable(getattr(wrapped, "end", None)):
+        raise TypeError(f"returned a {type(wrapped).__name__}, no sink")
+    return wrapped
+
+
+@coroutine
+def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """The rest of work that has begun outside of an `await`, and waits for something."""
+    while True:
+        try:
+            try:
+                told = yield waits_for
+            except BaseException as thrown:  # noqa: BLE001 - it is the work's to hear
+                waits_for = work.throw(thrown)
+            else:
+                waits_for = work.send(told)
+        except StopIteration:
+            return
 
 
 class _Last:

@@ -137,6 +137,8 @@ class Upstream(Table, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "base_url", _base_url(self.base_url))
+        if self.api_key is not None and not self.api_key.reveal().isprintable():
+            raise ValueError("api_key holds a character that no header can carry; look for a line break inside it")
         if not self.models:
             raise ValueError(
                 f'models is empty; name the models to serve, or give ["{ANY_MODEL}"] to pass every name through'

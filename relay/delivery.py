@@ -20,7 +20,7 @@ from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable, usage_of
+from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, framed, readable, usage_of
 from relay.pure.plain import plain_text
 from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
@@ -86,6 +86,10 @@ class Delivery(ABC):
         except Exception:  # noqa: BLE001 - sinks do not raise, so it is our own fault, and the parser would swallow it
             self._ex.stop(Outcome("internal_error", InternalError()))
 
+    def on_chunk(self, data: bytes) -> bool:
+        """A read that may be one whole HTTP chunk, before anybody has looked at it; whether it was taken."""
+        return False
+
     def on_eof(self) -> None:
         if not self.done:
             self._eof()
@@ -131,10 +135,22 @@ class StreamDelivery(Delivery):
         self._ready: Shape | None = None  # the same, while nothing of another event has come
         self._lessons = MAX_LESSONS
 
+    def on_chunk(self, data: bytes) -> bool:
+        """A read that may be one whole HTTP chunk with one more of the commonest events; whether it was."""
+        said = self._ready.said_framed(data) if self._ready is not None else None
+        if said is None or self.done:
+            return False
+        self.reads += 1
+        try:
+            self._sink.feed(PlainChunk(data, said))
+        except Exception:  # noqa: BLE001 - as in `on_data`
+            self._ex.stop(Outcome("internal_error", InternalError()))
+        return True
+
     def _take(self, data: bytes) -> None:
         said = self._ready.said(data) if self._ready is not None else None
         if said is not None:
-            self._sink.feed(PlainChunk(data, said))
+            self._sink.feed(PlainChunk(framed(data), said))
             return
         try:
             chunks = self._decoder.feed(data)

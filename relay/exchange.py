@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
-from functools import wraps
 from time import monotonic
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -59,12 +58,8 @@ class Key(Generic[T]):
 Did = Literal["passed", "answered", "refused", "failed", "cancelled"]
 
 
-class Step(NamedTuple):
-    """What one plugin did with a request on its way in, and how long it took, in seconds."""
-
-    plugin: str
-    did: Did
-    seconds: float
+Step = tuple[str, Did, float]
+"""The name of a plugin, what it did with a request on its way in, and how long it took, in seconds."""
 
 
 CALLER: Final = Key("caller", str)
@@ -108,28 +103,44 @@ class Flow(Protocol):
 
 
 class ReplyHeaders(CIMultiDict[str]):
-    """Headers for the reply. Writable until the head has left; changing one then is an error, not a silent loss."""
+    """Headers for the reply. Writable until the head has left; changing one then is an error, not a silent loss.
 
-    sent = False
+    Until then they are a multidict and nothing more, so setting one costs no check; then they become `_SentHeaders`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def sent(self) -> bool:
+        """Whether the head has left. Set once, by whoever sends it."""
+        return False
+
+    @sent.setter
+    def sent(self, sent: Literal[True]) -> None:
+        self.__class__ = _SentHeaders
 
 
-def _until_sent(name: str) -> Callable[..., Any]:
-    """The method `name` of a multidict, refused once the head has left."""
-    change = getattr(CIMultiDict, name)
+class _SentHeaders(ReplyHeaders):
+    """Headers of a head that has left: read only."""
 
-    @wraps(change)
-    def changing(headers: ReplyHeaders, *args: Any, **kwargs: Any) -> Any:
-        if headers.sent:
-            raise RuntimeError("the head of the reply has left: its headers cannot be changed any more")
-        return change(headers, *args, **kwargs)
+    __slots__ = ()
 
-    return changing
+    @property
+    def sent(self) -> bool:
+        return True
+
+    @sent.setter
+    def sent(self, sent: Literal[True]) -> None:
+        pass
 
 
-# Each is written in C and calls no other, so each has to be told.
+def _too_late(headers: _SentHeaders, *args: Any, **kwargs: Any) -> NoReturn:
+    raise RuntimeError("the head of the reply has left: its headers cannot be changed any more")
+
+
+# Each is written in C and calls no other, so each has to be replaced.
 for _name in "__setitem__ __delitem__ add extend update merge setdefault pop popone popall popitem clear".split():
-    if hasattr(CIMultiDict, _name):  # merge came with multidict 6.6
-        setattr(ReplyHeaders, _name, _until_sent(_name))
+    setattr(_SentHeaders, _name, _too_late)
 
 
 class Exchange:
@@ -143,6 +154,11 @@ class Exchange:
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
     """
+
+    __slots__ = (
+        *("id", "operation", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s", "needs_usage"),
+        *("loop", "started", "loaded", "_load", "_state", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
+    )
 
     def __init__(
         self,
@@ -191,9 +207,10 @@ class Exchange:
 
     def __getitem__(self, key: Key[T]) -> T:
         try:
-            return cast(T, self._state[key])
+            value: T = self._state[key]
         except KeyError:
             raise KeyError(f"{key.name} is not set: no plugin before this one gives it") from None
+        return value
 
     def __setitem__(self, key: Key[T], value: T) -> None:
         self._state[key] = value
@@ -202,7 +219,8 @@ class Exchange:
         return key in self._state
 
     def get(self, key: Key[T], default: T) -> T:
-        return cast(T, self._state.get(key, default))
+        value: T = self._state.get(key, default)
+        return value
 
     # The way back
 
@@ -282,16 +300,16 @@ class Exchange:
         Whatever is part of a circle waits for the collector, which comes seldom: a request of 2 MB would wait that long.
         """
         self._flow = self._load = self.loaded = None
-        if self.outcome is not None:
+        if self.outcome is not None and self.outcome.error is not None:
             forget_frames(self.outcome.error)
 
     async def close(self) -> None:
         """Cancel what was spawned and wait for it, bounded in time."""
         self._closed = True
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        if self._tasks:
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
             _, left = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT_S)
             for task in left:
                 self._report("spawned work goes on although it was cancelled", task)

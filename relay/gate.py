@@ -78,6 +78,20 @@ class Gate:
 
     def feed(self, chunk: Chunk) -> None:
         guard = self._guard
+        lane, said = guard.lane, chunk.said
+        # Nearly all frames of a stream say more of what the one before has said.
+        if (
+            lane is not None
+            and said is not None
+            and lane.index == said[0]
+            and not self._paused
+            and (self._timer is not None or not guard.remote)
+        ):
+            now = self._now()
+            if not lane.say(chunk, said[1], now, self._sink.feed):
+                guard.look(now)
+                self._act()
+            return
         guard.feed(chunk, self._now())
         # Most frames only join those that wait.
         if (

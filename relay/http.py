@@ -27,9 +27,10 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from relay.errors import InternalError, Reject, RelayError
+from relay.head import Sent
 from relay.writer import error_response
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Sent]]
 # The error that was answered, its request id, and what was raised if that was not a client's fault.
 OnRefusal = Callable[[RelayError, str, BaseException | None], None]
 
@@ -114,6 +115,8 @@ class Listener(web.Server):
         if wrong is not None:
             return self.refuse(wrong)
         response = await self._handler(request)
+        if isinstance(response, Sent):
+            return cast(web.StreamResponse, response)  # as far as aiohttp looks at it
         if response.headers.get(hdrs.CONNECTION) == "close":
             response.force_close()
         return response

@@ -26,8 +26,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
 
 from relay.pure.bucket import NEVER, Bucket, Decision
 from relay.pure.sliding import SlidingWindow, Taken, correct
@@ -107,7 +109,7 @@ class Share(NamedTuple):
 NOTHING: Final = Share()
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True):
     """How one scope stands now. refused: what there was too much of; None: the request is let in."""
 
     refused: Refusal | None
@@ -128,9 +130,9 @@ class Admission:
         self.share = share
         self.standings = standings
         self.refused: tuple[Scope, Standing] | None = None
-        for scope, standing in zip(scopes, standings, strict=True):
+        for position, standing in enumerate(standings):
             if standing.refused is not None:
-                self.refused = scope, standing
+                self.refused = scopes[position], standing
                 break
         self.degraded = False
         self.taken_at: Sequence[int] | None = None  # in the store: when, in µs of its clock, for each scope
@@ -180,22 +182,21 @@ class Limiter:
             admission = await self._ask(store, id, scopes, share)
             if admission is not None:
                 if admission.refused is None:
-                    self._open(admission)
+                    self.here.open(scopes)
+                    self._lease(admission)
                 return admission
         replicas = self._replicas() if store is not None else 1
         admission = Admission(id, scopes, share, self.here.ask(scopes, share, replicas, now))
         admission.degraded = store is not None
         if admission.refused is None:
             admission.taken_here = now, replicas
-            self._open(admission)
+            if store is not None:  # it counts there too, from the next renewal that arrives
+                self._lease(admission)
         return admission
 
-    def _open(self, admission: Admission) -> None:
-        """It is let in. One that was without the store counts there too, from the next renewal that arrives."""
-        self.here.open(admission.scopes)
-        if self._store is not None:
-            for scope in admission.scopes:
-                self._leased.setdefault(self._keys(scope.kind, scope.name)[0], set()).add(admission.id)
+    def _lease(self, admission: Admission) -> None:
+        for scope in admission.scopes:
+            self._leased.setdefault(self._keys(scope.kind, scope.name)[0], set()).add(admission.id)
 
     def end(self, admission: Admission, used: Share | None, now: float) -> None:
         """A request that was let in has ended, once. used: what it took in truth; None: what it asked for."""
@@ -366,12 +367,20 @@ def _window(allowed: bool, limit: int, taken: int, wait_us: int, reset_us: int) 
 # In this process
 
 
-class _Caller:
-    """What has been done in one scope. in_flight: requests that are open here, whoever let them in."""
+_UNLIMITED: Final = Rates()
 
-    __slots__ = ("bucket", "characters", "in_flight", "tat", "tokens")
+
+class _Caller:
+    """What has been done in one scope. in_flight: requests that are open here, whoever let them in.
+
+    rates: by which it was asked last; bucket: theirs, if they limit requests, or that of those before.
+    """
+
+    __slots__ = ("bucket", "characters", "in_flight", "metered", "rates", "tat", "tokens")
 
     def __init__(self) -> None:
+        self.rates = _UNLIMITED
+        self.metered = False
         self.bucket: Bucket | None = None
         self.tat = NEVER
         self.tokens: Taken = {}
@@ -386,14 +395,22 @@ class Here:
         self._callers: OrderedDict[tuple[Kind, str], _Caller] = OrderedDict()
 
     def ask(self, scopes: Sequence[Scope], share: Share, replicas: int, now: float) -> list[Standing]:
-        """How each scope stands. If no one refuses, all have given what was asked for."""
-        asked = [(self._caller(scope), scope.rates.divided(replicas)) for scope in scopes]
-        for caller, rates in asked:
-            if _refusal(caller, rates, share, now) is not None:
-                return [_look(caller, rates, share, now) for caller, rates in asked]
-        return [_take(caller, rates, share, now) for caller, rates in asked]
+        """How each scope stands. If no one refuses, all have given what was asked for, and the request is open."""
+        passing = []
+        for scope in scopes:
+            caller, rates = self._caller(scope), scope.rates if replicas == 1 else scope.rates.divided(replicas)
+            passed = _passing(caller, rates, share, now)
+            if passed is None:
+                return [_look(self._caller(scope), scope.rates.divided(replicas), share, now) for scope in scopes]
+            passing.append((caller, passed))
+        standings = []
+        for caller, passed in passing:
+            caller.in_flight += 1
+            standings.append(_take(caller, share, now, passed))
+        return standings
 
     def open(self, scopes: Sequence[Scope]) -> None:
+        """The store has let it in."""
         for scope in scopes:
             self._caller(scope).in_flight += 1
 
@@ -415,12 +432,15 @@ class Here:
 
     def forget(self, now: float) -> None:
         """Forget callers that stand as if they had never asked: a few at each request, never all of them at one."""
-        for _ in range(min(_SWEPT, len(self._callers))):
-            name, caller = next(iter(self._callers.items()))
-            if _stands_new(caller, now):
-                del self._callers[name]
+        callers = self._callers
+        if len(callers) == 1:
+            return  # there is nothing to gain
+        for name in tuple(islice(callers, _SWEPT)):
+            caller = callers[name]
+            if not caller.in_flight and _stands_new(caller, now):
+                del callers[name]
             else:
-                self._callers.move_to_end(name)
+                callers.move_to_end(name)
 
     def in_flight(self, kind: Kind, name: str = "") -> int:
         """How many requests of a scope are open here."""
@@ -435,9 +455,9 @@ class Here:
 
 
 def _stands_new(caller: _Caller, now: float) -> bool:
+    """Of one who has nothing open."""
     return (
-        not caller.in_flight
-        and (caller.bucket is None or caller.bucket.is_full(caller.tat, now))
+        (caller.bucket is None or caller.bucket.is_full(caller.tat, now))
         and not (caller.tokens and SlidingWindow(MAX).look(caller.tokens, now).remaining < MAX)
         and not (caller.characters and SlidingWindow(MAX).look(caller.characters, now).remaining < MAX)
     )
@@ -450,17 +470,49 @@ def _bucket(requests: int, burst: int) -> Bucket:
 
 def _ready(caller: _Caller, rates: Rates, now: float) -> Bucket | None:
     """The bucket of these rates, with the caller in it: they change with the number of processes, and with a key."""
-    if rates.requests is None:
+    if rates is not caller.rates:
+        caller.rates, caller.metered = rates, rates.metered
+        if rates.requests is not None:
+            bucket = _bucket(rates.requests, rates.burst or rates.requests)
+            if caller.bucket is not None and caller.bucket is not bucket:
+                caller.tat = caller.bucket.moved(caller.tat, now, bucket)
+            caller.bucket = bucket
+    return caller.bucket if rates.requests is not None else None
+
+
+# The decision about a request that passes, and the TAT after it; None where requests are not limited.
+_Passed = tuple[Decision, float] | tuple[None, float]
+
+
+def _passing(caller: _Caller, rates: Rates, share: Share, now: float) -> _Passed | None:
+    """What becomes of a request that nobody refuses; None if this scope does. Nothing is taken yet."""
+    if rates.open is not None and caller.in_flight >= rates.open:
         return None
-    bucket = _bucket(rates.requests, rates.burst or rates.requests)
-    if caller.bucket is not bucket:
-        if caller.bucket is not None:
-            caller.tat = caller.bucket.moved(caller.tat, now, bucket)
-        caller.bucket = bucket
-    return bucket
+    bucket = _ready(caller, rates, now)
+    if caller.metered and not all(one.allowed for one in _look_at_windows(caller, rates, share, now).values()):
+        return None
+    if bucket is None:
+        return None, caller.tat
+    passed = bucket.ask(caller.tat, now)
+    return passed if passed[0].allowed else None
+
+
+def _take(caller: _Caller, share: Share, now: float, passed: _Passed) -> Standing:
+    """Have a request pass. Its caller was asked just now."""
+    decided, caller.tat = passed
+    decisions: dict[Dimension, Decision] = {} if decided is None else {"requests": decided}
+    if caller.metered:
+        rates = caller.rates
+        took = share.within(rates)
+        if rates.tokens is not None:
+            decisions["tokens"] = SlidingWindow(rates.tokens).take(caller.tokens, now, took.tokens)
+        if rates.characters is not None:
+            decisions["characters"] = SlidingWindow(rates.characters).take(caller.characters, now, took.characters)
+    return Standing(None, decisions)
 
 
 def _refusal(caller: _Caller, rates: Rates, share: Share, now: float) -> Refusal | None:
+    """What there is too much of."""
     if rates.open is not None and caller.in_flight >= rates.open:
         return "open"
     bucket = _ready(caller, rates, now)
@@ -488,17 +540,3 @@ def _look_at_windows(caller: _Caller, rates: Rates, share: Share, now: float) ->
     if rates.characters is not None:
         decisions["characters"] = SlidingWindow(rates.characters).look(caller.characters, now, took.characters)
     return decisions
-
-
-def _take(caller: _Caller, rates: Rates, share: Share, now: float) -> Standing:
-    decisions: dict[Dimension, Decision] = {}
-    bucket = _ready(caller, rates, now)
-    if bucket is not None:
-        decisions["requests"], caller.tat = bucket.ask(caller.tat, now)
-    if rates.metered:
-        took = share.within(rates)
-        if rates.tokens is not None:
-            decisions["tokens"] = SlidingWindow(rates.tokens).take(caller.tokens, now, took.tokens)
-        if rates.characters is not None:
-            decisions["characters"] = SlidingWindow(rates.characters).take(caller.characters, now, took.characters)
-    return Standing(None, decisions)

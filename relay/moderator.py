@@ -192,6 +192,10 @@ class ScanningModerator(Moderator):
     def find(self, text: str) -> Sequence[Hit]:
         """All that stands in a canonical text that is there as a whole."""
 
+    def recall(self, text: str) -> Sequence[Hit]:
+        """The same, for texts that are sent again and again, as those of requests are: it may be remembered."""
+        return self.find(text)
+
     async def check(self, text: str, context: Context) -> Verdict:
         strictest = max(self.find(fold(text)), key=lambda hit: STRICTNESS[hit.action], default=None)
         return Verdict(strictest.action, strictest.label, 100) if strictest is not None else PASS

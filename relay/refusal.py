@@ -11,6 +11,7 @@ import orjson
 from aiohttp import hdrs
 
 from relay.errors import Reject, RelayError, UpstreamBusy, UpstreamError, upstream_malformed
+from relay.reply import Reply
 from relay.secret import Secret
 
 # An error body is an object of a few hundred bytes; what is longer is a page.
@@ -52,20 +53,20 @@ def unanswered(cause: BaseException) -> tuple[UpstreamError, str]:
     return error, reason
 
 
-def wrong_head(response: aiohttp.ClientResponse, stream: bool) -> UpstreamError | None:
+def wrong_head(reply: Reply, stream: bool) -> UpstreamError | None:
     """The error for a head with status 200 behind which cannot stand what was asked for."""
-    encoding = response.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    kind = response.content_type
-    # Some servers name no type for their streams; aiohttp then says application/octet-stream.
+    encoding = reply.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    # Some servers name no type for their streams.
+    kind = reply.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
     wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
-    return upstream_malformed() if wrong or encoding != "identity" else None
+    return upstream_malformed() if wrong or encoding.lower() != "identity" else None
 
 
-async def refusal(response: aiohttp.ClientResponse, api_key: Secret | None = None) -> RelayError:
+async def refusal(reply: Reply, api_key: Secret | None = None) -> RelayError:
     """The error for a status that is not 200; api_key: what the upstream was sent, and may quote."""
-    status = response.status
+    status = reply.status
     if status in CLIENT_ERRORS:
-        return await _client_error(response, api_key.reveal() if api_key is not None else "")
+        return await _client_error(reply, api_key.reveal() if api_key is not None else "")
     if status in (401, 403):
         return UpstreamError(
             "The model server does not accept the relay's credentials; tell the operator.",
@@ -73,7 +74,7 @@ async def refusal(response: aiohttp.ClientResponse, api_key: Secret | None = Non
             kind="status",
         )
     if status == 429:
-        retry_after = response.headers.get(hdrs.RETRY_AFTER, "")
+        retry_after = reply.headers.get(hdrs.RETRY_AFTER, "")
         return UpstreamBusy(retry_after if re.fullmatch(r"[\w,: -]{1,40}", retry_after) else None)
     # 503 says that nothing was done.
     return UpstreamError(
@@ -81,12 +82,12 @@ async def refusal(response: aiohttp.ClientResponse, api_key: Secret | None = Non
     )
 
 
-async def _client_error(response: aiohttp.ClientResponse, api_key: str) -> Reject:
+async def _client_error(reply: Reply, api_key: str) -> Reject:
     """What the upstream says of the client's request, without addresses and keys."""
     try:
         body = b""
         async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
-            while len(body) < MAX_ERROR_BYTES and (part := await response.content.read(MAX_ERROR_BYTES - len(body))):
+            while len(body) < MAX_ERROR_BYTES and (part := await reply.content.read(MAX_ERROR_BYTES - len(body))):
                 body += part
         said = orjson.loads(body)["error"]
         message = str(said["message"])
@@ -97,7 +98,7 @@ async def _client_error(response: aiohttp.ClientResponse, api_key: str) -> Rejec
     return Reject(
         scrub(message, api_key),
         code=code if _WORD.fullmatch(code) else "invalid_request",
-        status=response.status,
+        status=reply.status,
         type=fields.get("type") or "invalid_request_error",
         param=fields.get("param"),
     )

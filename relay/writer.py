@@ -7,7 +7,7 @@ to the transport, in HTTP chunks framed here; only the head, a full socket and t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from typing import Final
 
@@ -16,7 +16,8 @@ from multidict import CIMultiDict
 
 from relay.errors import InternalError, RelayError
 from relay.exchange import Exchange, Outcome
-from relay.pure.openai import Chunk, error_event
+from relay.head import BODILESS, Sent, head
+from relay.pure.openai import Chunk, error_event, framed
 from relay.pure.surfaces import says
 
 # What we may hold for a client that does not read. The kernel's buffers come on top.
@@ -27,7 +28,9 @@ STREAM_HEADERS: Final[Mapping[str, str]] = {
     hdrs.CACHE_CONTROL: "no-cache",
     "X-Accel-Buffering": "no",
 }
+_WHOLE_HEADERS: Final[Mapping[str, str]] = {hdrs.CONTENT_TYPE: "application/json"}
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class Outbox:
@@ -37,20 +40,18 @@ class Outbox:
     sleep again, and that costs more than everything else that we do for a frame.
     """
 
-    __slots__ = ("_due", "_loop")
+    __slots__ = ("_loop", "due")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._due: list[StreamWriter] = []
+        self.due: list[StreamWriter] = []  # who has something to write; the first one calls `open`
         self._loop = loop  # asking for the running one is a system call in Python 3.11
 
-    def add(self, writer: StreamWriter) -> None:
-        """`writer` has something to write."""
-        if not self._due:
-            self._loop.call_soon(self._write)
-        self._due.append(writer)
+    def open(self) -> None:
+        """Write at the end of this turn."""
+        self._loop.call_soon(self._write)
 
     def _write(self) -> None:
-        due, self._due = self._due, []
+        due, self.due = self.due, []
         for writer in due:
             writer.flush()
 
@@ -93,8 +94,11 @@ class StreamWriter:
                 self.first_text_at = monotonic()
             pending = self._pending
             if not pending:
-                self._outbox.add(self)
-            pending.append(chunk.raw)
+                outbox = self._outbox
+                if not outbox.due:
+                    outbox.open()
+                outbox.due.append(self)
+            pending.append(chunk.framed if self._chunked else chunk.raw)
 
     def end(self, outcome: Outcome) -> None:
         if self.outcome is not None:
@@ -102,7 +106,9 @@ class StreamWriter:
         self.outcome = outcome
         if outcome.kind != "client_gone" and (self._began or outcome.error is None):
             error = error_event(outcome.error.body) if outcome.error is not None else b""
-            self._pending.append(error + outcome.done)
+            self._say(error + outcome.done)
+        if self._began and self._chunked:
+            self._pending.append(LAST_CHUNK)
         self.flush()
         self._ended.set()
         self._wake()
@@ -118,11 +124,11 @@ class StreamWriter:
     def keep_alive(self) -> None:
         """Say that we are still there, if the head has left and the end has not come."""
         if self._transport is not None and self.outcome is None:
-            self._pending.append(KEEP_ALIVE)
+            self._say(KEEP_ALIVE)
             self.flush()
 
     def flush(self) -> None:
-        """Write what was fed, in one HTTP chunk; before the head has left, have it sent."""
+        """Write what was fed; before the head has left, have it sent."""
         pending, transport = self._pending, self._transport
         if not pending:
             return
@@ -132,10 +138,14 @@ class StreamWriter:
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
         if not transport.is_closing():
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            transport.write(data)
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
                 self._ex.pause(self)
                 self._wake()
+
+    def _say(self, data: bytes) -> None:
+        """Have something of our own written after what waits."""
+        self._pending.append(framed(data) if self._chunked else data)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -148,30 +158,28 @@ class StreamWriter:
 
     # The handler's side
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self) -> Sent:
         """Send what is fed until the end. Raises the outcome's error if the head has not left by then."""
         if self.outcome is None and not self._pending:
             await self._woken()
         if not self._pending:
             raise self.outcome.error or InternalError() if self.outcome else InternalError()
-        response = web.StreamResponse(status=self.status, headers=_head(self._ex, STREAM_HEADERS, self.headers))
-        if not self._chunked:
-            response.force_close()  # also for a client that asks to keep a connection which has to end
-        stream = await response.prepare(self._request)
-        transport = self._request.transport
-        if stream is None or transport is None:
-            raise ConnectionResetError("the client is gone")
+        request = self._request
+        begin, sent = head(request, self.status, _headers(self._ex, STREAM_HEADERS, self.headers), None)
+        transport = _open(request)
         self._transport = transport
         self.first_at = monotonic()
+        self._pending.insert(0, begin)
         self.flush()
         while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
             if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-                await _taken(stream.drain(), transport, self._stall_timeout_s)
+                await _taken(request, transport, self._stall_timeout_s)
             self._ex.resume(self)
             if self.outcome is None:
                 await self._woken()
-        await _ended(response, transport, self._stall_timeout_s)
-        return response
+        if transport.get_write_buffer_size():
+            await _taken(request, transport, self._stall_timeout_s)
+        return sent
 
 
 class WholeWriter:
@@ -207,62 +215,58 @@ class WholeWriter:
     def keep_alive(self) -> None:
         """There is nothing to say before the whole reply."""
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self) -> Sent:
         """Wait for the reply and send it. Raises the outcome's error if there is one."""
         await self._ended.wait()
         if self.outcome is not None and self.outcome.error is not None:
             raise self.outcome.error
         if self._body is None:
             raise InternalError
-        headers = _head(self._ex, {hdrs.CONTENT_TYPE: "application/json"}, self.headers)
-        if len(self._body) <= HIGH_WATER_BYTES:
-            self.first_at = monotonic()
-            return web.Response(body=self._body, status=self.status, headers=headers)
-        response = web.StreamResponse(status=self.status, headers=headers)
-        response.content_length = len(self._body)
-        await response.prepare(self._request)
-        transport = self._request.transport
-        if transport is None:
-            raise ConnectionResetError("the client is gone")
+        request, body = self._request, b"" if self.status in BODILESS else self._body
+        headers = _headers(self._ex, _WHOLE_HEADERS, self.headers)
+        begin, sent = head(request, self.status, headers, None if self.status in BODILESS else len(body))
+        transport = _open(request)
         self.first_at = monotonic()
-        for start in range(0, len(self._body), HIGH_WATER_BYTES):
-            piece = self._body[start : start + HIGH_WATER_BYTES]
-            await _taken(response.write(piece), transport, self._stall_timeout_s)
-        await _ended(response, transport, self._stall_timeout_s)
-        return response
+        transport.write(begin + body[:HIGH_WATER_BYTES])
+        for start in range(HIGH_WATER_BYTES, len(body), HIGH_WATER_BYTES):
+            await _taken(request, transport, self._stall_timeout_s)
+            transport.write(body[start : start + HIGH_WATER_BYTES])
+        if transport.get_write_buffer_size():
+            await _taken(request, transport, self._stall_timeout_s)
+        return sent
 
 
 Writer = StreamWriter | WholeWriter
 
 
-def _head(ex: Exchange, *headers: Mapping[str, str]) -> CIMultiDict[str]:
+def _headers(ex: Exchange, *headers: Mapping[str, str]) -> CIMultiDict[str]:
     """The headers of a reply, the exchange's own last; from now on nobody can set one."""
-    head: CIMultiDict[str] = CIMultiDict()
-    for mapping in headers:
-        head.update(mapping)
+    ours: CIMultiDict[str] = CIMultiDict(headers[0])
+    for mapping in headers[1:]:
+        ours.update(mapping)
     for name in ex.reply_headers:
-        head.popall(name, None)
-    head.extend(ex.reply_headers)
+        ours.popall(name, None)
+    ours.extend(ex.reply_headers)
     ex.reply_headers.sent = True
-    return head
+    return ours
 
 
-async def _taken(writing: Awaitable[None], transport: asyncio.Transport, timeout_s: float) -> None:
+def _open(request: web.BaseRequest) -> asyncio.Transport:
+    """The connection of a request's client. Raises ConnectionResetError if it is gone."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client is gone")
+    return transport
+
+
+async def _taken(request: web.BaseRequest, transport: asyncio.Transport, timeout_s: float) -> None:
     """Wait until the client has taken enough of what was written. Raises ClientStalled, the connection broken off."""
     try:
         async with asyncio.timeout(timeout_s):
-            await writing
+            await request.writer.drain()
     except TimeoutError:
         transport.abort()
         raise ClientStalled from None
-
-
-async def _ended(response: web.StreamResponse, transport: asyncio.Transport, timeout_s: float) -> None:
-    """Write the end. Raises ClientStalled as `_taken` does."""
-    if transport.get_write_buffer_size():
-        await _taken(response.write_eof(), transport, timeout_s)
-    else:
-        await response.write_eof()  # a few bytes into an empty buffer: there is nothing to wait for
 
 
 def error_response(error: RelayError, headers: Mapping[str, str]) -> web.Response:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -773,7 +774,11 @@ class Handled:
             for link in self.chain.links:
                 await stack.enter_async_context(link.plugin.lifespan(self.services))
             chat: Any = SlowBody(b'{"model":"gpt-4","messages":[{"role":"user","content":"Hi"}]}')
-            request = make_mocked_request("POST", "/v1/chat/completions", headers=HEADERS, payload=chat)
+            client = Mock(spec=asyncio.Transport)
+            client.is_closing.return_value = False
+            client.get_write_buffer_size.return_value = 0
+            path = "/v1/chat/completions"
+            request = make_mocked_request("POST", path, headers=HEADERS, payload=chat, transport=client)
             handling = asyncio.create_task(self.app.handle(request))
             for _ in range(turns):
                 await asyncio.sleep(0)

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
         f"relay.{name}"
-        for name in "acceptor admin admin_api admin_events app body consultant cors http refusal serve upstream workers writer".split()
+        for name in (
+            "acceptor admin admin_api admin_events app body consultant cors endpoint head http refusal reply serve upstream "
+            "workers writer"
+        ).split()
     )
     | {
         "relay.commands.following",
@@ -23,7 +26,8 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp_sse_client": frozenset({"relay.commands.following"}),
     "prometheus_client": frozenset({"relay.metrics"})
     | frozenset(
-        f"relay.metrics.{name}" for name in "collectors exposition journal moderation requests store workers".split()
+        f"relay.metrics.{name}"
+        for name in "cells collectors exposition journal moderation requests store workers".split()
     ),
     "structlog": frozenset({"relay.log"}),
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
@@ -66,6 +70,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "relay.assembly",
             "relay.balancer",
+            "relay.endpoint",
             "relay.refusal",
             "relay.upstream",
             "relay.http",
@@ -89,7 +94,17 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.store.link"}),
     frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret"}),
     frozenset(
-        {"relay.exchange", "relay.metrics", "relay.lag", "relay.log", "relay.body", "relay.routes", "relay.budget"}
+        {
+            "relay.head",
+            "relay.exchange",
+            "relay.metrics",
+            "relay.lag",
+            "relay.log",
+            "relay.body",
+            "relay.reply",
+            "relay.routes",
+            "relay.budget",
+        }
     ),
     frozenset({"relay.journal_file", "relay.ledger", "relay.limits", "relay.account"}),
     frozenset(
@@ -102,6 +117,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"relay.metrics.collectors", "relay.metrics.exposition", "relay.metrics.reference"}),
+    frozenset({"relay.metrics.cells"}),
     frozenset({"relay.metrics.families"}),
     frozenset(
         {

@@ -57,15 +57,16 @@ class Parameters(Plugin):
     n: Choices | Off = 1
     user_chars: Count = 64
 
-    _rules: tuple[_Rule, ...] = dataclasses.field(init=False)
+    _rules: Mapping[str, _Rule] = dataclasses.field(init=False)  # by field
     _defaults: Mapping[str, object] = dataclasses.field(init=False)
+    _settled_by: frozenset[str] = dataclasses.field(init=False)  # fields beside which a default may not be set
 
     def __post_init__(self) -> None:
         for name in ("temperature_range", "penalty_range"):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name} = [{low}, {high}] is empty; write the lower number first")
-        self._rules = (
+        rules = (
             _number("temperature", self.temperature_range),
             _whole("max_tokens", self.max_tokens_limit),
             _whole("max_completion_tokens", self.max_tokens_limit),
@@ -89,7 +90,9 @@ class Parameters(Plugin):
             for name in ("temperature", "max_tokens", "presence_penalty", "frequency_penalty", "top_p", "n")
         }
         self._defaults = {name: default for name, default in given.items() if default != "off"}
-        for rule in self._rules:
+        self._rules = {rule.field: rule for rule in rules}
+        self._settled_by = frozenset(self._defaults) | {"max_completion_tokens"}
+        for rule in rules:
             if rule.field in self._defaults and not rule.admits(default := self._defaults[rule.field]):
                 raise ValueError(
                     f"{rule.field} = {default} would be refused if a client sent it: it has to be {rule.words}"
@@ -97,18 +100,23 @@ class Parameters(Plugin):
 
     async def on_request(self, ex: Exchange) -> Reply | None:
         request = ex.request
-        for field, admits, words in self._rules:
-            value = request.get(field)
-            if value is not None and not admits(value):
-                raise Reject(f"`{field}` has to be {words}.", code=f"invalid_{field}", param=field)
-        missing = {name: default for name, default in self._defaults.items() if request.get(name) is None}
-        if request.get("max_completion_tokens") is not None:
-            missing.pop("max_tokens", None)
+        given, rules = request.fields, self._rules
+        for field, value in given.items():
+            if value is not None and field in rules and not rules[field].admits(value):
+                raise Reject(f"`{field}` has to be {rules[field].words}.", code=f"invalid_{field}", param=field)
+        missing = self._defaults if self._settled_by.isdisjoint(given) else self._missing(given)
         if missing:
             request.update(missing)
-        if request.get("logit_bias") == []:
+        if given.get("logit_bias") == []:
             request.remove("logit_bias")  # OpenAI's servers want an object
         return None
+
+    def _missing(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """The defaults of what a request leaves out."""
+        missing = {name: default for name, default in self._defaults.items() if given.get(name) is None}
+        if given.get("max_completion_tokens") is not None:
+            missing.pop("max_tokens", None)
+        return missing
 
 
 def _is_number(value: Any) -> bool:

@@ -16,17 +16,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, get_args
 
 from msgspec import Meta
+from multidict import istr
 
 from relay.degraded import degraded
 from relay.errors import NO_RETRY, Reject
 from relay.exchange import CALLER, Exchange, Key, Operation
-from relay.keys import API_KEY, Limits
+from relay.keys import API_KEY, ApiKey, Limits
 from relay.limits import MAX, NOTHING, Admission, Dimension, Limiter, Rates, Scope, Share, Standing
 from relay.metrics import Metrics
 from relay.options import ConfigError, Table
@@ -46,6 +47,7 @@ TOKEN_CHARACTERS: Final = 4
 INLINE_BYTES: Final = 65_536
 
 _NO_LIMITS: Final = Limits()
+_NO_KEY: Final = ApiKey(name="")
 
 
 class Override(Table, frozen=True, kw_only=True):
@@ -103,6 +105,7 @@ class RateLimit(Plugin):
     _others: Mapping[str, Rates] = dataclasses.field(init=False)
     _models: Mapping[str, Scope] = dataclasses.field(init=False)
     _total: Scope | None = dataclasses.field(init=False)
+    _key_scope: Callable[[str, Limits], Scope] = dataclasses.field(init=False)
     _open: Key[_Request] = dataclasses.field(init=False)  # one for each such plugin
 
     def __post_init__(self) -> None:
@@ -111,6 +114,7 @@ class RateLimit(Plugin):
         self._models = {name: Scope("model", name, _rates(limits)) for name, limits in self.models.items()}
         self._total = Scope("all", "", _rates(self.total)) if self.total is not None else None
         self._limiter = Limiter(self.name)
+        self._key_scope = lru_cache(4096)(self._scope_of)
         self._open = Key("rate_limit.open", _Request)
 
     @asynccontextmanager
@@ -150,12 +154,8 @@ class RateLimit(Plugin):
         self._limiter.end(request.admission, request.used(ex), ex.loop.time())
 
     def _scopes(self, ex: Exchange) -> list[Scope]:
-        caller, rates = ex[CALLER], self._rates
-        if self._others:
-            rates = self._others.get(caller, rates)
-        if API_KEY in ex and (own := ex[API_KEY].limits) != _NO_LIMITS:
-            rates = _own(rates, own)
-        scopes = [Scope("key", caller, rates)]
+        key = ex.get(API_KEY, _NO_KEY)
+        scopes = [self._key_scope(ex[CALLER], key.limits)]
         if self._models and ex.operation == "chat" and (model := self._models.get(ex.request.model)) is not None:
             scopes.append(model)
         if self._total is not None:
@@ -168,6 +168,11 @@ class RateLimit(Plugin):
                 for scope in scopes
             ]
         return scopes
+
+    def _scope_of(self, caller: str, own: Limits) -> Scope:
+        """The scope of one key. own: the limits that it carries itself."""
+        rates = self._others.get(caller, self._rates)
+        return Scope("key", caller, rates if own == _NO_LIMITS else _own(rates, own))
 
     # Replies
 
@@ -275,7 +280,6 @@ def _instead(rates: Rates, others: Rates) -> Rates:
     return Rates(*(rate if other is None else other for rate, other in zip(rates, others, strict=True)))
 
 
-@lru_cache(4096)
 def _own(rates: Rates, own: Limits) -> Rates:
     """A key's own limits before all others. They may be larger than those of a file."""
     given = (
@@ -311,8 +315,8 @@ def _check_size(scopes: Sequence[Scope], prompt: Share) -> None:
                 )
 
 
-_HEADERS: Final[Mapping[Dimension, tuple[str, str, str]]] = {
-    name: (f"x-ratelimit-limit-{name}", f"x-ratelimit-remaining-{name}", f"x-ratelimit-reset-{name}")
+_HEADERS: Final[Mapping[Dimension, tuple[istr, istr, istr]]] = {
+    name: (istr(f"x-ratelimit-limit-{name}"), istr(f"x-ratelimit-remaining-{name}"), istr(f"x-ratelimit-reset-{name}"))
     for name in get_args(Dimension)
 }
 
@@ -328,9 +332,9 @@ def _tell(ex: Exchange, admission: Admission) -> None:
     headers = ex.reply_headers
     for name, decision in tightest.items():
         limit, remaining, reset = _HEADERS[name]
-        headers.update(
-            ((limit, str(decision.limit)), (remaining, str(decision.remaining)), (reset, duration(decision.reset_s)))
-        )
+        headers[limit] = str(decision.limit)
+        headers[remaining] = str(decision.remaining)
+        headers[reset] = duration(decision.reset_s)
 
 
 def _refusal(scope: Scope, standing: Standing) -> Reject:
@@ -366,7 +370,7 @@ def _whose(scope: Scope) -> str:
 
 def duration(seconds: float) -> str:
     """Time as OpenAI's headers and Go write it: "120ms", "1.5s", "6m0s". Rounded up to whole milliseconds."""
-    whole_ms = math.ceil(round(seconds * 1000, 6))  # 16.1 s are 16,100.000000000002 ms to floats
+    whole_ms = math.ceil(seconds * 1000 - 5e-7)  # 16.1 s are 16,100.000000000002 ms to floats
     if 0 < whole_ms < 1000:
         return f"{whole_ms}ms"
     minutes, ms = divmod(whole_ms, 60_000)

@@ -8,11 +8,12 @@ not in its set is counted as "other" (an outcome nobody has named is our own fau
 series depends on the configuration, never on what clients send: no key ids, no request ids, no model names of requests.
 
 Nothing here runs per chunk; what costs far more, a call to a moderator, is counted when it happens. The core counts in
-locals and hands over the sums when a stream ends, as a `RequestRecord` and a `ModerationTally`. `.labels()` costs more than the increment, so children are bound once. Counters are bound at
-start-up, all of them: a counter whose first sample is already 1 hides that first event from `rate()`. Histograms
-by model, upstream or plugin are bound at their first observation, because an idle one costs some twenty series.
+locals and hands over the sums when a stream ends, as a `RequestRecord` and a `ModerationTally`. What is counted are plain
+numbers (`collectors`, `cells`), all on the loop's thread; prometheus-client sees them when somebody reads. Counters are there
+from the start, all of them: a counter whose first sample is already 1 hides that first event from `rate()`. Histograms
+by model, upstream or plugin are made at their first observation, because an idle one costs some twenty series.
 
-Exemplars carry the id of a request, in a process alone; prometheus-client drops those of several workers.
+Exemplars carry the id of a request, in a process alone; the files of several workers have no place for them.
 
 Collectors belong to a `Metrics` and its registry, never to the module: two relays in one process do not share a count.
 """
@@ -21,11 +22,11 @@ import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
 from relay.metrics import families
-from relay.metrics.collectors import counter, counters, gauge, histogram, within
+from relay.metrics.collectors import counter, counters, gauge, gauges, histogram, within
 from relay.metrics.exposition import Exposition, exposed
 from relay.metrics.families import (
     BREAKER_STATES,
@@ -96,9 +97,6 @@ class Metrics:
     """
 
     def __init__(self, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str] = ()) -> None:
-        # `_created` doubles the series, and a Prometheus before 2.50 stores each as one more metric. The library has
-        # no switch but this one, for the whole process.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -110,8 +108,8 @@ class Metrics:
         self._upstream_errors = counters(families.UPSTREAM_FAILURES, registry, upstream=known)
         self._retries = counters(families.UPSTREAM_RETRIES, registry, upstream=known)
         self._ejections = counters(families.UPSTREAM_EJECTIONS, registry, upstream=known)
-        ejected = gauge(families.UPSTREAM_EJECTED, registry)
-        self._ejected = {upstream: ejected.labels(upstream) for upstream in known}
+        self._ejected = gauges(families.UPSTREAM_EJECTED, registry)
+        self._ejected.bind(upstream=known)
         self._trimmed = counter(families.HISTORY_TRIMMED, registry)
         self._charged = counters(families.QUOTA_CHARGED, registry)
         self._uncovered = counters(families.QUOTA_UNCOVERED, registry)
@@ -121,7 +119,7 @@ class Metrics:
         self.journal = JournalMetrics(registry)
         self._moderation = ModerationMetrics(registry)
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
-        gauge(families.BUILD_INFO, registry).labels(*_RUNNING).set(1)
+        gauges(families.BUILD_INFO, registry)[_RUNNING].set(1)
 
     @staticmethod
     def families() -> list[Family]:
@@ -161,7 +159,10 @@ class Metrics:
 
     def upstream_request(self, upstream: str, outcome: str) -> None:
         """One request to an upstream has its head, or will never have one; `outcome` is from `UPSTREAM_OUTCOMES`."""
-        self._upstream_requests[within(upstream, self._upstreams), within(outcome, UPSTREAM_OUTCOMES)].inc()
+        counted = self._upstream_requests.get((upstream, outcome))
+        if counted is None:
+            counted = self._upstream_requests[within(upstream, self._upstreams), within(outcome, UPSTREAM_OUTCOMES)]
+        counted.inc()
 
     def upstream_error(self, upstream: str, kind: str) -> None:
         """An upstream failed us, before or inside a reply; `kind` is from `UPSTREAM_ERRORS`."""
@@ -175,11 +176,11 @@ class Metrics:
         """An upstream is asked only after all others from now on."""
         known = within(upstream, self._upstreams)
         self._ejections[known, reason].inc()
-        self._ejected[known].set(1)
+        self._ejected[(known,)].set(1)
 
     def upstream_returned(self, upstream: str) -> None:
         """It is no longer."""
-        self._ejected[within(upstream, self._upstreams)].set(0)
+        self._ejected[(within(upstream, self._upstreams),)].set(0)
 
     def history_trimmed(self, messages: int) -> None:
         """So many messages of a conversation are not sent on."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from relay.metrics import families
-from relay.metrics.collectors import bind, counter, counters, gauge, histogram, within
+from relay.metrics.collectors import Counter, Histogram, Series, counters, gauges, histogram, histograms, within
 from relay.metrics.families import BREAKER_STATES, CHARACTERS, CHECKS, OTHER, UNVERIFIED
 
 
@@ -49,7 +49,7 @@ class Calls:
 
     __slots__ = ("_calls", "_characters", "_seconds")
 
-    def __init__(self, calls: Counter, characters: Counter, seconds: Callable[[float], None]) -> None:
+    def __init__(self, calls: Counter, characters: Counter, seconds: Histogram) -> None:
         self._calls = calls
         self._characters = characters
         self._seconds = seconds
@@ -61,57 +61,59 @@ class Calls:
 
     def took(self, seconds: float) -> None:
         """A call has ended, if not by our own giving it up."""
-        self._seconds(seconds)
+        self._seconds.observe(seconds)
 
 
 class ModerationMetrics:
     """The part of `relay.metrics.Metrics` that is about moderation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._characters = counters(families.MODERATION_CHARACTERS, registry)
+        characters = counters(families.MODERATION_CHARACTERS, registry)
+        self._characters = [characters[(state,)] for state in CHARACTERS]
         self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
-        self._check_family = counter(families.MODERATION_CHECKS, registry)
-        self._violation_family = counter(families.VIOLATIONS, registry)
-        self._checks: dict[tuple[str, ...], Counter] = {}
-        self._violations: dict[tuple[str, ...], Counter] = {}
+        self._checks = Series(Counter, families.MODERATION_CHECKS, registry)
+        self._violations = Series(Counter, families.VIOLATIONS, registry)
         self._hold = histogram(families.HOLD, registry)
-        self._calls = counter(families.MODERATION_CALLS, registry)
-        self._scanned = counter(families.MODERATION_SCANNED, registry)
-        self._seconds = histogram(families.CALL_SECONDS, registry)
-        self._breaker = gauge(families.BREAKER, registry)
-        self._ceiling = gauge(families.RATE_CEILING, registry)
-        self._rate = gauge(families.RATE_ALLOWED, registry)
-        self._waiting = gauge(families.CHECKS_WAITING, registry)
+        self._calls = Series(Counter, families.MODERATION_CALLS, registry)
+        self._scanned = Series(Counter, families.MODERATION_SCANNED, registry)
+        self._seconds = histograms(families.CALL_SECONDS, registry)
+        self._breaker = gauges(families.BREAKER, registry)
+        self._ceiling = gauges(families.RATE_CEILING, registry)
+        self._rate = gauges(families.RATE_ALLOWED, registry)
+        self._waiting = gauges(families.CHECKS_WAITING, registry)
         self._looks: dict[str, Callable[[], Standing]] = {}
         self.add_moderator(OTHER, ())
 
     def add_moderator(self, name: str, labels: Iterable[str]) -> None:
-        self._checks |= bind(self._check_family, families.MODERATION_CHECKS, moderator=(name,))
-        known = {*labels, OTHER}
-        self._violations |= bind(self._violation_family, families.VIOLATIONS, moderator=(name,), label=known)
+        self._checks.bind(moderator=(name,))
+        self._violations.bind(moderator=(name,), label={*labels, OTHER})
 
     def calls(self, name: str, look: Callable[[], Standing]) -> Calls:
         self._looks[name] = look
-        return Calls(self._calls.labels(name), self._scanned.labels(name), self._seconds.labels(name).observe)
+        return Calls(self._calls[(name,)], self._scanned[(name,)], self._seconds[(name,)])
 
     def look(self) -> None:
         """Set the gauges to what is now."""
         for name, look in self._looks.items():
             standing = look()
-            self._breaker.labels(name).set(BREAKER_STATES.index(standing.breaker))
-            self._ceiling.labels(name).set(standing.ceiling)
-            self._rate.labels(name).set(standing.rate)
-            self._waiting.labels(name).set(standing.waiting)
+            self._breaker[(name,)].set(BREAKER_STATES.index(standing.breaker))
+            self._ceiling[(name,)].set(standing.ceiling)
+            self._rate[(name,)].set(standing.rate)
+            self._waiting[(name,)].set(standing.waiting)
 
     def moderated(self, tally: ModerationTally) -> None:
         amounts = (tally.came, tally.checked, tally.released, tally.withheld, tally.blocked)
-        for state, amount in zip(CHARACTERS, amounts, strict=True):
+        for state, amount in zip(self._characters, amounts, strict=True):
             if amount:
-                self._characters[(state,)].inc(amount)
+                state.inc(amount)
         for reason, amount in tally.unverified.items():
             self._unverified[(within(reason, UNVERIFIED),)].inc(amount)
-        for (moderator, outcome), amount in tally.checks.items():
-            self._checks[self._known(moderator), within(outcome, CHECKS)].inc(amount)
+        for check, amount in tally.checks.items():
+            counted = self._checks.get(check)
+            if counted is None:
+                moderator, outcome = check
+                counted = self._checks[self._known(moderator), within(outcome, CHECKS)]
+            counted.inc(amount)
         for (moderator, label), amount in tally.violations.items():
             known = self._known(moderator)
             self._violations[known, label if (known, label) in self._violations else OTHER].inc(amount)

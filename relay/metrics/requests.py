@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from relay.metrics import families
-from relay.metrics.collectors import OnDemand, counter, counters, gauge, histogram, within
-from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OUTCOMES, REFUSALS, UNSERVED
+from relay.metrics.collectors import Counter, Histogram, counter, counters, gauge, histogram, histograms, within
+from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OTHER, OUTCOMES, REFUSALS, UNSERVED
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +41,11 @@ class RequestRecord:
     steps: Sequence[tuple[str, str, float]] = ()
 
 
+_ERROR_TYPES = {
+    outcome: "" if outcome in CLEAN else "server" if outcome in UNSERVED else "client" for outcome in OUTCOMES
+}
+
+
 class RequestMetrics:
     """The part of `relay.metrics.Metrics` that is about requests, and what plugins do with them."""
 
@@ -55,14 +60,15 @@ class RequestMetrics:
         self._chunks = counter(families.CHUNKS, registry)
         self._overhead = histogram(families.OVERHEAD, registry)
         self._moderated = histogram(families.FIRST_TEXT, registry)
-        self._duration = OnDemand(histogram(families.REQUEST_DURATION, registry))
-        self._first_token = OnDemand(histogram(families.FIRST_TOKEN, registry))
-        self._output_token = OnDemand(histogram(families.OUTPUT_TOKEN, registry))
-        self._tokens = OnDemand(histogram(families.TOKEN_USAGE, registry))
-        self._upstream = OnDemand(histogram(families.UPSTREAM_FIRST_TEXT, registry))
+        self._duration = histograms(families.REQUEST_DURATION, registry)
+        self._first_token = histograms(families.FIRST_TOKEN, registry)
+        self._output_token = histograms(families.OUTPUT_TOKEN, registry)
+        self._tokens = histograms(families.TOKEN_USAGE, registry)
+        self._upstream = histograms(families.UPSTREAM_FIRST_TEXT, registry)
         self._steps = counters(families.PLUGIN_REQUESTS, registry, plugin=plugins)
         self._errors = counters(families.PLUGIN_ERRORS, registry, plugin=plugins)
-        self._seconds = OnDemand(histogram(families.PLUGIN_SECONDS, registry))
+        self._seconds = histograms(families.PLUGIN_SECONDS, registry)
+        self._met: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._in_flight = gauge(families.IN_FLIGHT, registry)
         self._look: Callable[[], int] = lambda: 0
 
@@ -81,16 +87,19 @@ class RequestMetrics:
 
     def ended(self, record: RequestRecord) -> None:
         """Count what one request came to."""
-        operation = within(record.operation, OPERATIONS)
-        outcome = within(record.outcome, OUTCOMES, other="internal_error")
-        self._requests[operation, outcome].inc()
+        operation, outcome = record.operation, record.outcome
+        counted = self._requests.get((operation, outcome))
+        if counted is None:
+            operation, outcome = within(operation, OPERATIONS), within(outcome, OUTCOMES, other="internal_error")
+            counted = self._requests[operation, outcome]
+        counted.inc()
         if record.refusal:
             self._refusals[(within(record.refusal, REFUSALS),)].inc()
         for plugin, did, seconds in record.steps:
-            step = self._steps.get((plugin, did))
-            if step is not None:
-                step.inc()
-                self._seconds[(plugin,)].observe(seconds)
+            met = self._met.get((plugin, did)) or self._meet(plugin, did)
+            if met is not None:
+                met[0].inc()
+                met[1].observe(seconds)
         if record.chunks:
             self._chunks.inc(record.chunks)
         if record.overhead_s is not None:
@@ -100,19 +109,26 @@ class RequestMetrics:
         if operation in GEN_AI_OPERATIONS:
             self._generated(record, operation, outcome)
 
+    def _meet(self, plugin: str, did: str) -> tuple[Counter, Histogram] | None:
+        """Where it is counted what a plugin did with a request, and for how long; None for one that is not configured."""
+        step = self._steps.get((plugin, did))
+        if step is None:
+            return None
+        met = self._met[plugin, did] = (step, self._seconds[(plugin,)])
+        return met
+
     def _generated(self, record: RequestRecord, operation: str, outcome: str) -> None:
-        model = within(record.model, self._models)
-        exemplar = {"request_id": record.request_id} if record.request_id else None
-        error_type = "" if outcome in CLEAN else "server" if outcome in UNSERVED else "client"
-        self._duration[operation, model, error_type].observe(record.duration_s, exemplar)
+        model = record.model if record.model in self._models else OTHER
+        self._duration[operation, model, _ERROR_TYPES[outcome]].observe(record.duration_s, record.request_id)
         first_text_s = record.first_text_s
         if record.upstream_s is not None:
             self._upstream[(within(record.upstream, self._upstreams),)].observe(record.upstream_s)
         if record.stream and first_text_s is not None:
-            self._first_token[operation, model].observe(first_text_s, exemplar)
+            self._first_token[operation, model].observe(first_text_s, record.request_id)
             if record.output_tokens is not None and record.output_tokens > 1:
                 token_s = (record.duration_s - first_text_s) / (record.output_tokens - 1)
                 self._output_token[operation, model].observe(token_s)
-        for kind, tokens in (("input", record.input_tokens), ("output", record.output_tokens)):
-            if tokens is not None:
-                self._tokens[operation, model, kind].observe(tokens)
+        if record.input_tokens is not None:
+            self._tokens[operation, model, "input"].observe(record.input_tokens)
+        if record.output_tokens is not None:
+            self._tokens[operation, model, "output"].observe(record.output_tokens)

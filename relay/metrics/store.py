@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry
 
-from relay.metrics.collectors import counter, counters, gauge, histogram
+from relay.metrics.collectors import counter, counters, gauge, gauges, histogram
 from relay.metrics.families import (
     PROMISED,
     PROMISES,
@@ -29,7 +29,7 @@ class StoreMetrics:
         self._restarts = counter(STORE_RESTARTS, registry)
         self._registry = registry
         self._look: Callable[[], bool] | None = None
-        self._promised = gauge(PROMISED, registry)
+        self._promised = gauges(PROMISED, registry)
         self._holders: list[tuple[str, Callable[[], int]]] = []
 
     def answered(self, commands: int, seconds: float) -> None:
@@ -61,4 +61,4 @@ class StoreMetrics:
         if self._look is not None:
             self._up.set(self._look())
         for kind in PROMISES:
-            self._promised.labels(kind).set(sum(look() for held, look in self._holders if held == kind))
+            self._promised[(kind,)].set(sum(look() for held, look in self._holders if held == kind))

@@ -1,7 +1,7 @@
 """Counts of several workers, shown as one relay's: each writes to files of its own, and the supervisor adds them up.
 
-prometheus-client's multiprocess mode, with the number of the worker in the names of its files in place of its process id: a
-worker that takes the place of a dead one goes on with its files, so that counters never go back and the files never
+The files are those of prometheus-client's multiprocess mode (`relay.metrics.cells` writes them, the library reads them), with
+the number of the worker in their names in place of its process id: a worker that takes the place of a dead one goes on with its files, so that counters never go back and the files never
 become more than there were workers at once. What a dead worker's gauges said is removed.
 
 https://prometheus.github.io/client_python/multiprocess/
@@ -18,16 +18,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, values
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 
+from relay.metrics.cells import Shared, keep
 from relay.metrics.collectors import counters
 from relay.metrics.exposition import exposed
 from relay.metrics.families import WORKER_CPU, WORKER_MEMORY, WORKER_STATES, WORKERS, WORKERS_ENDED
 
-_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = f"relay-metrics-{os.getuid()}-"
 # Memory that is a file's: nothing is written to a disk. Where there is none, the files lie where temporary ones do.
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a name of our own is made in it
@@ -44,8 +44,7 @@ def share(folder: Path, worker: int | str) -> None:
 
     No two living processes may be the same `worker`. The supervisor is one too, `SUPERVISOR`: it has a store.
     """
-    os.environ[_VARIABLE] = str(folder)
-    values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+    keep(Shared(folder, worker))
 
 
 @contextmanager
@@ -90,7 +89,6 @@ class WorkersMetrics:
     def __init__(self, folder: Path, crew: Callable[[], Crew]) -> None:
         self._folder = folder
         self._registry = registry = CollectorRegistry()
-        disable_created_metrics()  # type: ignore[no-untyped-call] # as `Metrics` does
         _Files(registry, str(folder))  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
         registry.register(_CrewCollector(crew))

@@ -14,7 +14,9 @@ The clock is read in steps of `1 / STEPS` of an interval; then all sums are exac
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 STEPS: Final = 2**20
 
@@ -22,7 +24,7 @@ NEVER: Final = -math.inf
 """The TAT of a caller who has not asked yet."""
 
 
-class Decision(NamedTuple):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What became of a request, and how its caller stands after it.
 
     limit: how many may come at once. remaining: how many more may come now.
@@ -43,18 +45,19 @@ class Bucket:
     until it has come forward again.
     """
 
-    __slots__ = ("_per_s", "burst")
+    __slots__ = ("_per_s", "_steps_per_s", "burst")
 
     def __init__(self, requests: int, period_s: float, burst: int) -> None:
         self.burst = burst
         self._per_s = requests / period_s
+        self._steps_per_s = self._per_s * STEPS
 
     def ask(self, tat: float, now: float) -> tuple[Decision, float]:
         """Whether a request may pass, and the TAT after it. One that may not changes nothing."""
         at = self._intervals(now)
         if at < tat - (self.burst - 1):
             return self._refused(tat, now), tat
-        tat = max(tat, at) + 1
+        tat = (tat if tat > at else at) + 1
         return self._stands(True, tat, at), tat
 
     def passes(self, tat: float, now: float) -> bool:
@@ -77,11 +80,12 @@ class Bucket:
         return to._intervals(now) + max(0.0, tat - self._intervals(now)) if tat != NEVER else NEVER
 
     def _intervals(self, now: float) -> float:
-        return math.floor(now * self._per_s * STEPS) / STEPS
+        return now * self._steps_per_s // 1 / STEPS  # no float has to become a whole number of Python's for that
 
     def _stands(self, allowed: bool, tat: float, at: float, retry_after_s: float = 0.0) -> Decision:
-        ahead = max(0.0, tat - at)
-        return Decision(allowed, self.burst, max(0, self.burst - math.ceil(ahead)), retry_after_s, ahead / self._per_s)
+        ahead = tat - at if tat > at else 0.0
+        left = self.burst - math.ceil(ahead)
+        return Decision(allowed, self.burst, left if left > 0 else 0, retry_after_s, ahead / self._per_s)
 
     def _refused(self, tat: float, now: float) -> Decision:
         needed = tat - (self.burst - 1)

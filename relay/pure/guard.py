@@ -31,6 +31,7 @@ from typing import Final
 
 from relay.pure import closing, rewrite, tokens
 from relay.pure.choice import MAX_SURFACES, Choice, Common, State
+from relay.pure.fold import fold, longest_nothing
 from relay.pure.held import NOTHING_SAID, Held, Lane
 from relay.pure.openai import Chunk, Frame, envelope
 from relay.pure.plain import plain_text
@@ -38,7 +39,7 @@ from relay.pure.policy import Policy
 from relay.pure.ruling import Ruling
 from relay.pure.surfaces import PROSE, ChoiceReading, Reading, Text, read
 from relay.pure.tally import Tally, Violation
-from relay.pure.window import Hit, Run, Scanner, Window
+from relay.pure.window import MAX_NOTHING, Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
@@ -47,7 +48,8 @@ MAX_CHOICES: Final = 128
 class Guard:
     """See the head of this file. One a reply.
 
-    scanners: opens the scanners of one surface.
+    scanners: opens the scanners of one surface. finds: whether they find anything in a canonical text that is there as a
+    whole; if somebody can say.
     remote: whether windows are cut for moderators that have to be asked.
     choices: how many choices were asked for (`n`).
     usage: whether the client asked for a usage frame; prompt_tokens: our estimate, for a reply that we cut.
@@ -58,6 +60,7 @@ class Guard:
         self,
         policy: Policy,
         scanners: Callable[[], Sequence[Scanner]] = tuple,
+        finds: Callable[[str], bool] | None = None,
         *,
         remote: bool = False,
         choices: int = 1,
@@ -72,20 +75,26 @@ class Guard:
         self.failure: str | None = None  # the code of the in-stream error that ends the reply
         self.tally = Tally()
         self._policy = policy
-        cutting = replace(policy.cutting, lead_chars=0) if whole else policy.cutting
+        cutting = policy.cutting
+        if whole and cutting.lead_chars:
+            cutting = replace(cutting, lead_chars=0)
         self._trailing = remote and policy.hold and cutting.lead_chars > 0
         self._common = Common(cutting, scanners, remote, self._trailing)
+        # Whether a whole reply may be looked at as a whole.
+        self._finds = finds if whole and not remote else None
         self.remote = remote
         self._expected = choices
         self._wants_usage = usage
         self._prompt_tokens = prompt_tokens
         self._whole = whole
         self._choices: dict[int, Choice] = {}
-        self._loose = Choice(None, self._common)  # strings that belong to no choice
+        self._loose_choice: Choice | None = None
         self._loose_said: Sequence[Text] = ()  # by the last frame that had any
         self._loose_waits: dict[Run, int] = {}  # what that frame waits for
         self._queue: deque[Held] = deque()
-        self._lane: Lane | None = None  # the frames behind it, while they are of the commonest kind
+        # The frames behind it, while they are of the commonest kind: who has one more of its choice may tell it, and has
+        # `look` called if it says so.
+        self.lane: Lane | None = None
         self._held = 0  # bytes in the queue
         self._room = policy.held_bytes  # what may be held before somebody looks again what can be done about it
         self._ending = False
@@ -99,7 +108,7 @@ class Guard:
     @property
     def finished(self) -> bool:
         """After `end`: nothing is held any more, and no verdict is due that could take something back."""
-        if not self._ending or self._queue or self._lane is not None:
+        if not self._ending or self._queue or self.lane is not None:
             return False
         return not self._trailing or self.over or not (self.in_flight or self._common.uncut)
 
@@ -110,7 +119,7 @@ class Guard:
 
     @property
     def wants_pause(self) -> bool:
-        held = self._held + self._lane.bytes if self._lane is not None else self._held
+        held = self._held + self.lane.bytes if self.lane is not None else self._held
         return held > self._policy.held_bytes and self.in_flight > 0
 
     def deadline(self) -> float | None:
@@ -126,32 +135,40 @@ class Guard:
         if self._ending or self.over:
             return
         said = chunk.said
-        if said is None and chunk.plain:
+        if said is None and chunk.plain and not self._whole:
             said = plain_text(chunk.data)
         if said is not None:
             index, text = said
-            lane = self._lane
+            lane = self.lane
             if lane is None or lane.index != index:
                 lane = self._open_lane(index)
             if lane is not None:
-                self._newest = chunk
-                if self._wants_usage:
-                    self._produced += tokens.estimate(text)
-                found = lane.say(chunk, text, now, self.released)
-                if found is not None:
-                    self._close_lane()
-                    lane.choice.hits(lane.run, found)
-                    self._violations()
-                if found is not None or (self.remote and lane.run.ripe(now)):
-                    self._move(now)
+                if not lane.say(chunk, text, now, self.released.append):
+                    self.look(now)
                 return
         self._close_lane()
         self._take(chunk, now)
 
+    def look(self, now: float) -> None:
+        """The lane has been told something after which more has to be done."""
+        lane = self.lane
+        assert lane is not None
+        if lane.found or lane.run.evasion is not None:
+            self._close_lane()
+            lane.choice.hits(lane.run, lane.found)
+            self._violations()
+        elif lane.bytes > self._room:
+            self._close_lane()
+        self._move(now)
+
     def _take(self, chunk: Chunk, now: float) -> None:
         """A frame of any kind."""
         try:
-            reading, choices, forwarded = self._understood(chunk)
+            reading, forwarded = self._understood(chunk)
+            if self._finds is not None and not chunk.lenient and _is_clean(reading, self._finds):
+                self._pass(reading, forwarded)
+                return
+            choices = self._choices_of(reading)
         except (ValueError, RecursionError):
             self._malformed(chunk, now)
             return
@@ -197,18 +214,32 @@ class Guard:
             self._violations()
         self._move(now)
 
-    def _understood(self, chunk: Chunk) -> tuple[Reading, list[Choice], Chunk]:
-        """What a frame says, whose it is, and the chunk to forward. Raises ValueError or RecursionError."""
+    def _understood(self, chunk: Chunk) -> tuple[Reading, Chunk]:
+        """What a frame says, and the chunk to forward. Raises ValueError or RecursionError."""
         frame = chunk.json
         if frame is None:
             raise ValueError("no object")
         reading = read(frame, whole=self._whole)
-        forwarded = rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
+        return reading, rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
+
+    def _choices_of(self, reading: Reading) -> list[Choice]:
+        """Whose each part of it is. Raises ValueError."""
         choices = [self._choice(part.index, part.texts) for part in reading.choices]
-        self._loose.bound(reading.loose)
+        if reading.loose:
+            self._loose.bound(reading.loose)
         if self._whole and len(set(choices)) < len(choices):
             raise ValueError("a choice stands twice in one reply")
-        return reading, choices, forwarded
+        return choices
+
+    def _pass(self, reading: Reading, forwarded: Chunk) -> None:
+        """Release a whole reply that is clean. It is all there is: nothing of what may follow is read any more."""
+        said = sum(len(text) for part in reading.choices for _, _, text in part.texts)
+        tally = self.tally
+        tally.came = tally.released = said
+        if said:
+            tally.first_hold_s = 0.0
+        self._ending = True
+        self.released.append(forwarded)
 
     def _open_lane(self, index: int) -> Lane | None:
         """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
@@ -221,7 +252,7 @@ class Guard:
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
         if run is None or not run.plain or run.masks or not all(held.says_only(run) for held in self._queue):
             return None
-        self._lane = lane = Lane(choice, run, self._room)
+        self.lane = lane = Lane(choice, run, self._room, remote=self.remote, estimated=self._wants_usage)
         for held in self._queue:
             lane.take(held)
             self.tally.came -= held.chars[0]
@@ -231,9 +262,12 @@ class Guard:
 
     def _close_lane(self) -> None:
         """Put the frames of the lane where they can be treated one by one; what follows is of another kind."""
-        lane, self._lane = self._lane, None
+        lane, self.lane = self.lane, None
         if lane is None:
             return
+        if lane.newest is not NOTHING_SAID:
+            self._newest = lane.newest
+        self._produced += lane.produced
         self._queue.extend(lane.held())
         self._held += lane.bytes
         left = lane.came - sum(held.chars[0] for held in self._queue)
@@ -255,6 +289,15 @@ class Guard:
 
     def judged(self, window: Window, ruling: Ruling, now: float) -> None:
         """What the moderators say of a window. One that is blocked does not leave, as far as it has not left."""
+        lane = self.lane
+        if (
+            ruling.action == "pass"
+            and lane is not None
+            and lane.run is window.run
+            and lane.bytes <= self._policy.held_bytes
+        ):
+            self._clear_lane(lane, window, now)
+            return
         self._heard()
         choice, run = self._choice_of(window), window.run
         places = [(window.start, window.end)]
@@ -271,6 +314,15 @@ class Guard:
         run.passed(window)
         self.in_flight -= 1
         self._move(now)
+
+    def _clear_lane(self, lane: Lane, window: Window, now: float) -> None:
+        """The commonest verdict: frames of the lane may leave, and it stays open."""
+        window.run.passed(window)
+        self.in_flight -= 1
+        self._room = lane.room = self._policy.held_bytes
+        lane.release(now, self.released.append)
+        if self._common.uncut:
+            self._cut(now)
 
     def unjudged(self, window: Window, reason: str, heard: Ruling, now: float) -> None:
         """A moderator said nothing of a window, and it may leave all the same, as far as what was `heard` lets it."""
@@ -326,6 +378,13 @@ class Guard:
             choice = self._choices[index] = Choice(index, self._common)
         choice.bound(texts)
         return choice
+
+    @property
+    def _loose(self) -> Choice:
+        """What belongs to no choice."""
+        if self._loose_choice is None:
+            self._loose_choice = Choice(None, self._common)
+        return self._loose_choice
 
     # Violations
 
@@ -488,7 +547,7 @@ class Guard:
         self._room = max(self._policy.held_bytes, self._held + self._held // 8)
 
     def _emit(self, held: Held) -> None:
-        self._held -= len(held.chunk.raw)
+        self._held -= held.size
         if held.closes is not None:
             self._emit_closing(held.closes)
             return
@@ -571,3 +630,24 @@ class Guard:
         if self._policy.on_violation == "replace":
             message["content"] += self._policy.notice
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
+
+
+def _is_clean(reading: Reading, finds: Callable[[str], bool]) -> bool:
+    """Whether a whole reply is of the commonest kind, and those that read along find nothing in it.
+
+    Only a short way, for which no runs are made: what is clean here, the long way would release as it is.
+    """
+    parts = reading.choices
+    if reading.unknown or reading.loose or len(parts) > MAX_CHOICES or _repeats([part.index for part in parts]):
+        return False
+    for part in parts:
+        if len(part.texts) > MAX_SURFACES or _repeats([surface for surface, _, _ in part.texts]):
+            return False
+        for _, kind, text in part.texts:
+            if kind or (len(text) > MAX_NOTHING and longest_nothing(text) > MAX_NOTHING) or finds(fold(text)):
+                return False
+    return True
+
+
+def _repeats(items: Sequence[int | str]) -> bool:
+    return len(items) > 1 and len(set(items)) < len(items)

@@ -73,7 +73,10 @@ class Health:
         model: if how long it took says something of the upstream; usual_s: what is usual for another with that model.
         """
         if model is not None:
-            self._means.setdefault(model, _Mean()).add(now - asked_at)
+            mean = self._means.get(model)
+            if mean is None:
+                mean = self._means[model] = _Mean()
+            mean.add(now - asked_at)
         if self.ejected and asked_at < self._ejected_at:
             return None  # it was under way already
         self._failed = 0

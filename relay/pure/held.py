@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from relay.pure import tokens
 from relay.pure.choice import Choice
 from relay.pure.openai import Chunk
 from relay.pure.window import Hit, Run
@@ -42,7 +43,7 @@ class Held:
 
     @property
     def size(self) -> int:
-        return len(self.chunk.raw)
+        return self.chunk.size
 
     @property
     def ready(self) -> bool:
@@ -64,60 +65,78 @@ class Held:
 class Lane:
     """The whole queue while a choice says nothing but more of its one run: the commonest case, without a `Held` a frame.
 
-    room: how many bytes may wait in it.
-    came: how many characters it was told. longest_hold_s, first_hold_s: how long a frame that has left had waited, at most
-    and the first of them.
+    room: how many bytes may wait in it. remote: whether windows are cut. estimated: whether tokens are counted.
+    newest: the last frame that it was told. came: how many characters. produced: estimated tokens. longest_hold_s, first_hold_s: how long a frame
+    that has left had waited, at most and the first of them. found: what the scanners found in the newest frame.
     """
 
-    __slots__ = ("_frames", "_room", "bytes", "came", "choice", "first_hold_s", "index", "longest_hold_s", "run")
+    __slots__ = (
+        "_estimated", "_frames", "_remote", "bytes", "came", "choice", "first_hold_s", "found", "index",
+        "longest_hold_s", "newest", "produced", "room", "run",
+    )  # fmt: skip
 
-    def __init__(self, choice: Choice, run: Run, room: int) -> None:
+    def __init__(self, choice: Choice, run: Run, room: int, *, remote: bool, estimated: bool) -> None:
         self.choice = choice
         self.index = choice.index
         self.run = run
+        self.newest: Chunk = NOTHING_SAID
         self.bytes = 0  # of the frames that wait
         self.came = 0
         self.longest_hold_s = 0.0
         self.first_hold_s: float | None = None
-        self._room = room
-        # Chunk, horizon of the run at which it may leave, characters, when it came.
-        self._frames: deque[tuple[Chunk, int, int, float]] = deque()
+        self.found: Sequence[Hit] = ()
+        self.room = room
+        self.produced = 0.0
+        self._remote = remote
+        self._estimated = estimated
+        # Chunk, its size, horizon of the run at which it may leave, characters, when it came.
+        self._frames: deque[tuple[Chunk, int, int, int, float]] = deque()
 
-    def say(self, chunk: Chunk, text: str, now: float, released: list[Chunk]) -> Sequence[Hit] | None:
-        """A frame that says `text`. What may leave is put on `released`.
+    def say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
+        """A frame that says `text`. What may leave is released.
 
-        None if that was all. Else something was found, and nothing has left, or too much waits.
+        False if that is not all that has to be done: something was found, too much waits, or a window is ripe.
         """
         run, frames = self.run, self._frames
         found = run.extend(text, now)
+        self.newest = chunk
         said = len(text)
         self.came += said
-        if not found and run.evasion is None:
+        if self._estimated:
+            self.produced += tokens.estimate(text)
+        well = not found and run.evasion is None
+        if well:
             horizon, need = run.horizon, run.needs
-            if frames and frames[0][1] <= horizon:
-                self._release(now, released)
+            if frames and frames[0][2] <= horizon:
+                self._release(horizon, now, release)
             if need <= horizon and not frames:
                 if self.first_hold_s is None:
                     self.first_hold_s = 0.0
-                released.append(chunk)
-                return None
-            frames.append((chunk, need, said, now))
-            self.bytes += len(chunk.raw)
-            return None if self.bytes <= self._room else ()
-        frames.append((chunk, run.needs, said, now))
-        self.bytes += len(chunk.raw)
-        return found
+                release(chunk)
+                return not (self._remote and run.ripe(now))
+        else:
+            self.found = found
+        size = chunk.size
+        frames.append((chunk, size, run.needs, said, now))
+        self.bytes += size
+        return well and self.bytes <= self.room and not (self._remote and run.ripe(now))
 
-    def _release(self, now: float, released: list[Chunk]) -> None:
+    def release(self, now: float, release: Callable[[Chunk], None]) -> None:
+        """More of the run is cleared: what may leave is released."""
         frames, horizon = self._frames, self.run.horizon
-        held_s = now - frames[0][3]  # none has waited longer than the first
+        if frames and frames[0][2] <= horizon:
+            self._release(horizon, now, release)
+
+    def _release(self, horizon: int, now: float, release: Callable[[Chunk], None]) -> None:
+        frames = self._frames
+        held_s = now - frames[0][4]  # none has waited longer than the first
         self.longest_hold_s = max(self.longest_hold_s, held_s)
         if self.first_hold_s is None:
             self.first_hold_s = held_s
-        while frames and frames[0][1] <= horizon:
-            chunk = frames.popleft()[0]
-            self.bytes -= len(chunk.raw)
-            released.append(chunk)
+        while frames and frames[0][2] <= horizon:
+            chunk, size, *_ = frames.popleft()
+            self.bytes -= size
+            release(chunk)
 
     def take(self, held: Held) -> None:
         """Take a frame that waits for more of the run, and for nothing else."""
@@ -125,11 +144,11 @@ class Lane:
         [said] = held.chars
         self.came += said
         self.bytes += held.size
-        self._frames.append((held.chunk, need, said, held.since))
+        self._frames.append((held.chunk, held.size, need, said, held.since))
 
     def held(self) -> Iterator[Held]:
         """The frames that wait."""
-        for chunk, need, said, since in self._frames:
+        for chunk, _, need, said, since in self._frames:
             held = Held(chunk, (self.choice,), (said,), since)
             held.waits = ((self.run, need),)
             yield held

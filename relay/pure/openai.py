@@ -69,6 +69,16 @@ class Chunk(Event):
         self._json = value if type(value) is dict and not nests_deeply(self.data, value) else None
         return self._json
 
+    @property
+    def size(self) -> int:
+        """How many bytes it takes to hold; of some chunks with the few that frame it."""
+        return len(self.raw)
+
+    @property
+    def framed(self) -> bytes:
+        """Its bytes as an HTTP chunk."""
+        return framed(self.raw)
+
     @classmethod
     def event(cls, frame: Frame) -> Chunk:
         """A new event of a stream that says `frame`."""
@@ -82,22 +92,40 @@ class Chunk(Event):
 
 
 class PlainChunk(Chunk):
-    """An event of which is known what it says, and that it says nothing else: most are, so little is made of it."""
+    """An event of which is known what it says, and that it says nothing else: most are, so little is made of it.
 
-    __slots__ = ()
+    It is kept as the HTTP chunk that it came in, and leaves as that.
+    """
+
+    __slots__ = ("framed",)
 
     plain = True
     name = ""
     lenient = False
 
-    def __init__(self, raw: bytes, said: tuple[int, str]) -> None:
-        self.raw = raw
+    def __init__(self, framed: bytes, said: tuple[int, str]) -> None:
+        self.framed = framed  # type: ignore[misc]
         self.said = said
         self._json = _UNREAD
 
     @property
-    def data(self) -> bytes:  # type: ignore[override] # read only, like all of a chunk, and seldom asked for
+    def size(self) -> int:
+        return len(self.framed)
+
+    # Read only, like all of a chunk, and seldom asked for.
+
+    @property
+    def raw(self) -> bytes:  # type: ignore[override]
+        return self.framed[self.framed.index(b"\n") + 1 : -2]
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
         return self.raw[5:].strip()
+
+
+def framed(data: bytes) -> bytes:
+    """Bytes as an HTTP chunk (RFC 9112, section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _load_leniently(data: bytes) -> Any:
@@ -180,13 +208,18 @@ def has_repeated_key(data: bytes, keys: int) -> bool:
     return False
 
 
-def count_keys(value: object) -> int:
-    """How many keys stand in a parsed value, at any depth."""
-    if type(value) is dict:
-        return len(value) + sum(map(count_keys, value.values()))
-    if type(value) is list:
-        return sum(map(count_keys, value))
-    return 0
+def count_keys(value: object, most: int = -1) -> int:
+    """How many keys stand in a parsed value, at any depth. most: there are no more, so when these are found, that is all."""
+    keys, values = 0, [value]
+    for below in values:  # which grows meanwhile
+        if type(below) is dict:
+            keys += len(below)
+            if keys == most:
+                break
+            values += below.values()
+        elif type(below) is list:
+            values += below
+    return keys
 
 
 def nests_deeply(data: bytes, value: object) -> bool:

@@ -53,7 +53,9 @@ class JsonObject:
     __slots__ = ("_body", "_fields", "_parsed")
 
     def __init__(self, body: bytes) -> None:
-        if _holds_too_much(body):
+        brackets, colons = _count(body, b"{") + _count(body, b"["), _count(body, b":")
+        # A mark is a byte: most bodies are too short to hold too many.
+        if len(body) > MAX_BRACKETS and brackets + colons + _count(body, b",") > MAX_BRACKETS and _holds_too_much(body):
             raise InvalidRequest(
                 f"The body holds more than {MAX_BRACKETS:,} lists and objects, or more than {MAX_MARKS:,} brackets, commas "
                 "and colons outside its strings; send less of them.",
@@ -65,13 +67,24 @@ class JsonObject:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", "invalid_json") from None
         if not isinstance(parsed, dict):
             raise InvalidRequest("The body has to be a JSON object.", "invalid_json")
-        if nests_deeply(body, parsed):
+        if brackets > MAX_DEPTH and nests_deeply(body, parsed):
             raise InvalidRequest(f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json")
-        if has_repeated_key(body, count_keys(parsed)):
+        keys = count_keys(parsed, most=colons)
+        if keys != colons and has_repeated_key(body, keys):
             raise InvalidRequest("A key is repeated in one JSON object; send each key once.", "repeated_key")
-        self._fields = _RAW_FIELDS.decode(body)
+        # The JSON of each field, once one is to be changed; from then on the body is made of them.
+        self._fields: dict[str, msgspec.Raw] | None = None
         self._body: bytes | None = body
         self._parsed: dict[str, Any] = parsed
+        self._check()
+
+    def _check(self) -> None:
+        """Raises InvalidRequest if a kind of object has to be more than that and is not."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """All fields as they were parsed."""
+        return self._parsed
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field as it was parsed. Integers beyond 64 bits have become floats here; they go on exactly."""
@@ -83,19 +96,43 @@ class JsonObject:
 
     def update(self, fields: Mapping[str, object]) -> None:
         """Replace or add several fields at once."""
+        if not self._append(fields):
+            self._edited().update((name, msgspec.Raw(dump(value))) for name, value in fields.items())
         self._parsed = {**self._parsed, **fields}
-        self._fields.update((name, msgspec.Raw(dump(value))) for name, value in fields.items())
-        self._body = None
+
+    def _append(self, fields: Mapping[str, object]) -> bool:
+        """Write new fields behind the others, which need not be taken apart for that; whether it could be done."""
+        if self._fields is not None or self._body is None or not (self._parsed and fields):
+            return False
+        if not self._parsed.keys().isdisjoint(fields):
+            return False
+        try:
+            added = orjson.dumps({**fields})
+        except TypeError:  # what `dump` writes all the same could not be taken apart any more
+            return False
+        self._body = b"%b,%b" % (self._body.rstrip()[:-1], added[1:])
+        return True
 
     def remove(self, name: str) -> None:
         self._parsed = {key: value for key, value in self._parsed.items() if key != name}
-        self._fields.pop(name, None)
-        self._body = None
+        self._edited().pop(name, None)
+
+    def _raw(self) -> dict[str, msgspec.Raw]:
+        """The JSON of each field."""
+        if self._fields is None:
+            assert self._body is not None
+            self._fields = _RAW_FIELDS.decode(self._body)
+        return self._fields
+
+    def _edited(self) -> dict[str, msgspec.Raw]:
+        """The same, to be changed."""
+        fields, self._body = self._raw(), None
+        return fields
 
     def encode(self) -> bytes:
         """The object as JSON: byte for byte what came, if nobody has changed it."""
         if self._body is None:
-            self._body = msgspec.json.encode(self._fields)
+            self._body = msgspec.json.encode(self._raw())
         return self._body
 
 
@@ -107,10 +144,6 @@ class ChatRequest(JsonObject):
 
     __slots__ = ()
 
-    def __init__(self, body: bytes) -> None:
-        super().__init__(body)
-        self._check()
-
     @classmethod
     def of(cls, body: JsonObject) -> ChatRequest:
         """The same object as a chat request, without reading it again; `body` is not to be used any more."""
@@ -121,9 +154,10 @@ class ChatRequest(JsonObject):
 
     def _check(self) -> None:
         messages = self._parsed.get("messages")
-        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        if type(messages) is not list or {*map(type, messages)} != {dict}:  # an empty list is refused too
             raise InvalidRequest("Unsupported messages.", "invalid_messages")
-        if not isinstance(self._parsed.get("stream", False), bool | None):
+        stream = self._parsed.get("stream")
+        if stream is not None and type(stream) is not bool:
             raise InvalidRequest("`stream` has to be true or false.", "invalid_stream", "stream")
         n = self._parsed.get("n", 1)
         if n is not None and (type(n) is not int or not 1 <= n <= MAX_CHOICES):
@@ -172,14 +206,13 @@ class ChatRequest(JsonObject):
 
     def keep_messages(self, positions: Sequence[int]) -> None:
         """Drop all messages but these; each of them goes on byte for byte."""
-        messages = self.messages
+        messages, fields = self.messages, self._edited()
         try:
-            raw = _RAW_ITEMS.decode(self._fields["messages"])
+            raw = _RAW_ITEMS.decode(fields["messages"])
         except msgspec.DecodeError:  # lone surrogates, which no client can have sent: a plugin has set these messages
             raw = [msgspec.Raw(dump(message)) for message in messages]
         self._parsed = {**self._parsed, "messages": [messages[position] for position in positions]}
-        self._fields["messages"] = msgspec.Raw(msgspec.json.encode([raw[position] for position in positions]))
-        self._body = None
+        fields["messages"] = msgspec.Raw(msgspec.json.encode([raw[position] for position in positions]))
 
     def sent_on(self, *, model: str | None = None, usage: bool = False) -> bytes:
         """The body for an upstream.
@@ -190,43 +223,40 @@ class ChatRequest(JsonObject):
         if model is not None and model != self.model:
             changes["model"] = msgspec.Raw(orjson.dumps(model))
         if usage:
-            given = self._fields["stream_options"] if isinstance(self.get("stream_options"), dict) else b"{}"
+            given = self._raw()["stream_options"] if isinstance(self.get("stream_options"), dict) else b"{}"
             options = {**_RAW_FIELDS.decode(given), "include_usage": msgspec.Raw(b"true")}
             changes["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
-        return msgspec.json.encode({**self._fields, **changes}) if changes else self.encode()
+        return msgspec.json.encode({**self._raw(), **changes}) if changes else self.encode()
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Everything in it that a model may read, with its place: each message whole, then each field. Nothing empty."""
-        places = [(f"messages[{position}]", message) for position, message in enumerate(self.messages)]
-        places += self.beside_messages()
-        for place, value in places:
-            text = "\n".join(_strings(value, place))
+        for position, message in enumerate(self.messages):
+            text = "\n".join(_readings(message["content"], "content") if _only_says(message) else _strings(message, ""))
             if text:
-                yield place, text
+                yield f"messages[{position}]", text
+        for name, value in self.beside_messages():
+            text = "\n".join(_strings(value, name))
+            if text:
+                yield name, text
+
+
+def _count(body: bytes, mark: bytes) -> int:
+    """How often one byte stands in a text. `bytes.count` looks at every byte; `replace` finds it by memchr, faster by far."""
+    return len(body) - len(body.replace(mark, b""))
 
 
 def _holds_too_much(body: bytes) -> bool:
-    """Whether JSON text says more values than may be parsed in one go.
+    """Whether JSON text of more than MAX_BRACKETS marks says more values than may be parsed in one go.
 
-    Prompts are full of marks too: if there are many, strings are left out. Then no text of MAX_MARKS marks has more than
-    twice as many quotes, and with more it need not be taken apart.
+    Prompts are full of marks too, so strings are left out. Then no text of MAX_MARKS marks has more than twice as many
+    quotes, and with more it need not be taken apart.
     """
-    if _brackets(body) + _separators(body) <= MAX_BRACKETS:
-        return False
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if unescaped.count(b'"') > 2 * MAX_MARKS:
         return True
     bare = b"".join(unescaped.split(b'"')[::2])
-    brackets = _brackets(bare)
-    return brackets > MAX_BRACKETS or brackets + _separators(bare) > MAX_MARKS
-
-
-def _brackets(text: bytes) -> int:
-    return text.count(b"{") + text.count(b"[")
-
-
-def _separators(text: bytes) -> int:
-    return text.count(b",") + text.count(b":")
+    brackets = bare.count(b"{") + bare.count(b"[")
+    return brackets > MAX_BRACKETS or brackets + bare.count(b",") + bare.count(b":") > MAX_MARKS
 
 
 # Fields that set something and say nothing to the model; `messages` is read by itself.
@@ -237,6 +267,7 @@ _PARAMETERS: Final = frozenset(
     "safety_identifier prompt_cache_key prompt_cache_retention provider route transforms models".split()
 )
 
+_ROLES: Final = ("user", "assistant", "system", "developer", "tool", "function")
 # Under these keys stands a name out of a list, which is left out: as long as it looks like one.
 _LISTED: Final = frozenset("role type id tool_call_id detail format".split())
 _IDENTIFIER: Final = re.compile(r"[\w.:/$-]{1,64}", re.ASCII)
@@ -248,6 +279,11 @@ _PROSE: Final = frozenset(
 # In these objects the client has chosen the keys, and the model reads them.
 _NAMED: Final = frozenset("properties $defs definitions arguments".split())
 _ESCAPE: Final = re.compile(r"\\u[0-9A-Fa-f]{4}")
+
+
+def _only_says(message: Mapping[str, Any]) -> bool:
+    """Whether it is a text with a well-known role, as most messages are."""
+    return len(message) == 2 and message.get("role") in _ROLES and type(message.get("content")) is str
 
 
 def _strings(value: Any, key: str) -> Iterator[str]:

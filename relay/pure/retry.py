@@ -27,8 +27,9 @@ class RetryBudget:
 
     def earn(self, now: float) -> None:
         """A request has come."""
-        waited, self._at = max(0.0, now - self._at), now
-        self._tokens = min(MAX_TOKENS, self._tokens + RETRY_RATIO + MIN_RETRIES_PER_S * waited)
+        waited, self._at = now - self._at, now
+        tokens = self._tokens + RETRY_RATIO + (MIN_RETRIES_PER_S * waited if waited > 0 else 0.0)
+        self._tokens = tokens if tokens < MAX_TOKENS else MAX_TOKENS
 
     def spend(self) -> bool:
         """Whether a request may be asked once more; it counts as asked."""

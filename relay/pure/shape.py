@@ -21,14 +21,22 @@ from typing import Final
 
 from relay.pure.plain import plain_text
 
-# How many shapes are remembered, over all upstreams. One costs a compilation of half a millisecond, and some KiB.
-SHAPES: Final = 256
+# How many patterns are remembered, over all upstreams; a shape has two. One costs a compilation of half a millisecond, and some KiB.
+SHAPES: Final = 512
 # A frame without its text; more than this is none of a stream's commonest.
 MAX_BYTES: Final = 2048
+
+# How long HTTP chunks are as a whole, by their sizes as servers write them. Longer ones are rare and worth their parsing.
+SIZES: Final = {text: len(text) + 4 + size for size in range(1, 4096) for text in (b"%x" % size, b"%X" % size)}
+# What texts of a shape are remembered, and how many.
+TOKEN_BYTES: Final = 32
+TOKENS: Final = 4096
 
 # The strings of JSON text without escapes, those that are keys with their colon; and all other values.
 _PARTS: Final = re.compile(rb'"([^"\\]*+)"(\s*:)?|[-+.\w]+')
 # Possessive: no hole gives back what it took, so a match takes one look at each byte.
+_TEXTS: Final = frozenset({b"content", b"text"})  # under one of them it stands
+_KINDS: Final = frozenset({b"type"})  # what is said here tells how the rest is read
 _TEXT: Final = rb'"([^"\\\x00-\x1f]++)"'
 _STRING: Final = rb'"[ !#-\[\]-~]*+"'
 _NUMBER: Final = rb"(?:0|[1-9][0-9]{0,17}+)"
@@ -36,24 +44,50 @@ _NUMBER: Final = rb"(?:0|[1-9][0-9]{0,17}+)"
 Match = Callable[[bytes], re.Match[bytes] | None]
 
 
+class _Said(dict[bytes, tuple[int, str] | None]):
+    """What texts say, in UTF-8 as they come: the index of their choice and the text; None if it is no UTF-8.
+
+    Models speak in tokens, and in the same ones again and again: short ones stay, until they are too many.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self._index = index
+
+    def __missing__(self, text: bytes) -> tuple[int, str] | None:
+        try:
+            said = self._index, text.decode()
+        except UnicodeDecodeError:
+            return None
+        if len(text) <= TOKEN_BYTES:
+            if len(self) >= TOKENS:
+                self.clear()
+            self[text] = said
+        return said
+
+
 class Shape:
-    """One form of frames. `index` is that of their choice."""
+    """One form of frames. pattern: of a whole event; its first group is the text. index: of their choice."""
 
-    __slots__ = ("index", "match")
+    __slots__ = ("_framed", "_match", "_said")
 
-    def __init__(self, match: Match, index: int) -> None:
-        self.match = match  # of a whole event; its first group is the text, in UTF-8 as it came
-        self.index = index
+    def __init__(self, pattern: bytes, index: int) -> None:
+        self._match = _compiled(pattern)
+        self._framed = _compiled(rb"([0-9A-Fa-f]++)\r\n" + pattern + rb"\r\n")
+        self._said = _Said(index).__getitem__
 
     def said(self, raw: bytes) -> tuple[int, str] | None:
         """The choice's index and its text if `raw` is one more such event; None if it is anything else."""
-        found = self.match(raw)
+        found = self._match(raw)
+        return self._said(found[1]) if found is not None else None
+
+    def said_framed(self, data: bytes) -> tuple[int, str] | None:
+        """The same of an event that is one whole HTTP chunk, as servers write them; None if it is anything else."""
+        found = self._framed(data)
         if found is None:
             return None
-        try:
-            return self.index, found[1].decode()
-        except UnicodeDecodeError:
-            return None
+        size, text = found.groups()
+        return self._said(text) if SIZES.get(size) == len(data) else None
 
 
 class Shapes:
@@ -78,13 +112,13 @@ def shape_of(raw: bytes) -> Shape | None:
         if part[2] is not None:
             key = part[1]
         elif part[1] is not None:
-            value = _TEXT if key == b"content" else _STRING
+            value = _TEXT if key in _TEXTS else _STRING if key not in _KINDS else value
         elif part[0].isdigit() and key != b"index":
             value = _NUMBER
         pattern += re.escape(raw[end : part.start()]), value
         end = part.end()
     pattern.append(re.escape(raw[end:]))
-    return Shape(_compiled(b"".join(pattern)), said[0])
+    return Shape(b"".join(pattern), said[0])
 
 
 @lru_cache(SHAPES)

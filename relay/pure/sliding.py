@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from msgspec.structs import replace
+
 from relay.pure.bucket import Decision
 
 SLOT_S: Final = 5.0
@@ -47,7 +49,7 @@ class SlidingWindow:
     def take(self, taken: Taken, now: float, share: int) -> Decision:
         """Take it, whether or not there is room; how the caller stands afterwards."""
         add(taken, now, share)
-        return self.look(taken, now)._replace(allowed=True, retry_after_s=0.0)
+        return replace(self.look(taken, now), allowed=True, retry_after_s=0.0)
 
 
 def add(taken: Taken, now: float, amount: int) -> None:

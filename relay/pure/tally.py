@@ -49,6 +49,8 @@ class Tally:
 
     def unverified(self) -> dict[str, int]:
         """Characters that have left without a verdict, by reason. To be asked when nothing more will leave."""
+        if not (self.unread or self._unjudged):
+            return {}
         sums = dict(self.unread)
         for window, reason in self._unjudged:
             left = window.originals

@@ -123,6 +123,11 @@ class Transcript:
         if self._even and written != copy and not is_even(written):
             self._even = False
 
+    def extend(self, written: str, copy: str) -> None:
+        """`append`, where every original has a copy of one character."""
+        self._written += written
+        self._copy += copy
+
     def passage(self, start: int, end: int) -> Passage:
         """The part between two canonical positions, and before it what belongs to an original that it halves."""
         first, at = self._border(start - self.start)

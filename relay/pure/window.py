@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -133,7 +133,7 @@ class Run:
 
     __slots__ = (
         "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners",
-        "_sentence", "_sentence_at", "_transcript", "_unescaper", "ahead", "arguing", "began", "beside", "choice",
+        "_sentence", "_sentence_at", "_take", "_transcript", "_unescaper", "ahead", "arguing", "began", "beside", "choice",
         "cut", "end", "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "since", "start", "stopped",
         "surface", "windows", "withdrawn_from",
     )  # fmt: skip
@@ -166,7 +166,9 @@ class Run:
         self.ahead = 0  # how many of them
         self._cutting = cutting
         self._scanners = scanners
-        self._scanner = scanners[0] if len(scanners) == 1 and not remote else None  # the only one that reads here
+        self._scanner = scanners[0] if len(scanners) == 1 else None  # the only one that reads along
+        # Some can be handed most texts as they are.
+        self._take: Callable[[str], int] | None = getattr(self._scanner, "take", None)
         self._remote = remote
         # Half an escape, or half a pair, waits here for its rest, which may come in a later run.
         self._unescaper: Unescaper | None = resumes._unescaper if resumes is not None else None
@@ -246,6 +248,22 @@ class Run:
 
     def extend(self, text: str, now: float) -> Sequence[Hit]:
         """Text as it is to be read, not empty. `append` is for what comes in pieces of another kind."""
+        if self._take is not None and not self._before:
+            length = self._take(text)
+            if length:
+                start = self.end
+                self.end = self.needs = end = start + length
+                horizon = end - self._scanner.held  # type: ignore[union-attr]
+                if self._remote:
+                    copy = fold(text)
+                    self._transcript.extend(text, copy)
+                    self._follow(copy, start, now)
+                    cleared = self._passed + self._ahead
+                    if cleared < horizon:
+                        horizon = cleared
+                if horizon > self.horizon and not self.stopped:
+                    self.horizon = horizon
+                return ()
         copy = fold(text)
         if self._before or text[-1] in NOTHING or len(text) > MAX_NOTHING:
             self._count_nothing(text)
@@ -258,19 +276,15 @@ class Run:
         self.end = end = start + len(copy)
         self.needs = end + 1 if self._before else end
         scanner = self._scanner
-        if scanner is not None:
+        if scanner is not None and not self._remote:
             found = scanner.feed(copy)
             horizon = end - scanner.held
             if horizon > self.horizon and not self.stopped:
                 self.horizon = horizon
             return found
-        if start == self.cut:
-            self.since = now
         if self._remote:
             self._transcript.append(text, copy)
-            if not _SENTENCE_ENDS.isdisjoint(copy):
-                self._sentence = start + max(map(copy.rfind, SENTENCE_ENDS)) + 1
-                self._sentence_at = now
+            self._follow(copy, start, now)
         hits: Sequence[Hit] = ()
         for scanner in self._scanners:
             found = scanner.feed(copy)
@@ -278,6 +292,14 @@ class Run:
                 hits = (*hits, *found)
         self._clear()
         return hits
+
+    def _follow(self, copy: str, start: int, now: float) -> None:
+        """Note what decides when a window is cut: when its text began to come, and where a sentence ends."""
+        if start == self.cut:
+            self.since = now
+        if not _SENTENCE_ENDS.isdisjoint(copy):
+            self._sentence = start + max(map(copy.rfind, SENTENCE_ENDS)) + 1
+            self._sentence_at = now
 
     def _count_nothing(self, text: str) -> None:
         if len(text) + self._before > MAX_NOTHING and longest_nothing(text, self._before) > MAX_NOTHING:

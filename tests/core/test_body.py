@@ -26,6 +26,10 @@ class Recorder:
         assert not self.ends
         self.data.append(data)
 
+    def on_chunk(self, data: bytes) -> bool:
+        assert not self.ends
+        return False
+
     def on_eof(self) -> None:
         self.ends.append("eof")
 

@@ -377,6 +377,44 @@ async def test_broken_end(outcome: Outcome, kind: str) -> None:
 # Leaving it
 
 
+async def test_leave_waits() -> None:
+    """An `on_end` waits as any coroutine does: for turns of the loop, for results, and for what is raised into it."""
+    seen: list[object] = []
+
+    class Waits(Plugin):
+        async def on_end(self, ex: Exchange) -> None:
+            result, fault = ex.loop.create_future(), ex.loop.create_future()
+            ex.loop.call_soon(result.set_result, "result")
+            ex.loop.call_soon(fault.set_exception, KeyError("fault"))
+            seen.append(await result)
+            await asyncio.sleep(0)
+            with pytest.raises(KeyError):
+                await fault
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await ex.loop.create_future()
+            seen.append(asyncio.current_task())
+
+    chain = Chain([("waits", Waits())], lambda error, cause: seen.append(cause))
+    leaving = asyncio.create_task(chain.leave(exchange(), chain.links))
+    await leaving
+    assert seen == ["result", leaving]
+
+
+async def test_leave_makes_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `on_end` that waits for nothing is bounded by itself."""
+    seen: list[object] = []
+
+    class Settles(Plugin):
+        async def on_end(self, ex: Exchange) -> None:
+            seen.append("settled")
+
+    monkeypatch.setattr("asyncio.timeout", seen.append)
+    chain = Chain([("first", Settles()), ("second", Settles())])
+    await chain.leave(exchange(), chain.links)
+    assert seen == ["settled", "settled"]
+
+
 async def test_leave_goes_on() -> None:
     """When the task that leaves is cancelled after all, the `on_end` that runs is cut short and the others follow."""
     seen: list[str] = []

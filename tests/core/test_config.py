@@ -315,6 +315,14 @@ def test_base_url_refused(url: str, message: str) -> None:
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize("key", ["hunter2\\r\\nX-Evil: 1", "hunter2\\n", "\\u0000hunter2"])
+def test_api_key_refused(key: str) -> None:
+    """A key that would end the header it stands in is refused, and not repeated."""
+    (problem,) = problems(upstream(api_key=f'"{key}"'))
+    assert problem.startswith("upstreams[0]: api_key holds a character that no header can carry")
+    assert "hunter2" not in problem
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

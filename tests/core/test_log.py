@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,34 @@ def test_line_is_json_with_level_and_utc_time(stream):
         "duration_s": 0.25,
         "upstream": None,
     }
+
+
+def test_fields_stand_in_their_order(stream):
+    """What is bound, what is given, the event, the exception, and last the level and the time: as people read them."""
+    logger = configure(stream).bind(worker=1, zebra=2)
+    logger.info("request", b=1, a=2, zebra=3)
+    logger.error("failed", exc_info=ValueError(), a=1)
+    logger.info("odd", b=1, half="\ud83d")  # no line that orjson takes
+    first, second, third = lines(stream)
+    assert ["worker", "zebra", "b", "a", "event", "level", "timestamp"] == list(first)
+    assert ["worker", "zebra", "a", "event", "exception", "frames", "level", "timestamp"] == list(second)
+    assert ["worker", "zebra", "b", "half", "event", "level", "timestamp"] == list(third)
+    assert 3 == first["zebra"]
+
+
+@pytest.mark.parametrize("neighbour", ["plain", "\ud800"])
+def test_time_is_written_in_one_way(stream, neighbour):
+    """To the microsecond, and with a Z."""
+    configure(stream).info("request", model=neighbour)
+    [line] = lines(stream)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", line["timestamp"])
+
+
+def test_an_event_is_not_a_format(stream):
+    """A per cent sign in it, or a field that a method has a name for, is a text like any other."""
+    configure(stream).info("100 %s", self="x")
+    [line] = lines(stream)
+    assert ("100 %s", "x") == (line["event"], line["self"])
 
 
 def test_one_event_is_one_line(stream):

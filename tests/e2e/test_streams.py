@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relay.endpoint import READ_BUFFER_BYTES
 from relay.testing import Gate as Wait
 from relay.testing import Hang, Head, Raw, Repeat, Script, Send, Split, chunked, frames, streamed, whole
-from relay.upstream import READ_BUFFER_BYTES
 from relay.writer import HIGH_WATER_BYTES
 
 HELLO = frames.stream(["Hel", "lo ", "世", "界", "🎈 and ", "goodbye."], tokens=(41, 6))

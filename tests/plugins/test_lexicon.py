@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay.pure.fold import fold
 from relay.pure.window import Hit
 from relay_plugins.lexicon import Lexicon, Manner, Phrases, PhraseScanner
+from relay_plugins.lexicon import phrases as module
 from relay_plugins.lexicon.phrases import canonical
 
 Span = tuple[int, int]
@@ -125,6 +126,27 @@ def test_a_text_that_comes_is_the_text_that_is_there(
     scanner = PhraseScanner(lexicon)
     hits = [hit for piece in pieces(text, cuts) for hit in scanner.feed(piece)]
     assert sorted(lexicon.hits(text, "", "")) == sorted([*hits, *scanner.finish()])
+
+
+@given(WORDS, st.lists(TEXTS, max_size=6), st.booleans())
+def test_what_is_recalled_is_what_is_found(words: list[str], texts: list[str], whole_words: bool) -> None:
+    """The first time, and when it is remembered."""
+    lexicon = phrases(words, whole_words=whole_words)
+    for text in texts * 2:
+        assert lexicon.hits(text, "", "") == lexicon.recall(text)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the length of a text, and by that of all together, where even an empty one counts."""
+    monkeypatch.setattr(module, "LOOK_CHARS", 10)
+    monkeypatch.setattr(module, "LOOKS_CHARS", 400)
+    lexicon = phrases(["敏感词"])
+    remembered = lexicon.recall.__self__
+    for number in range(50):
+        assert [(0, 3)] == spans(lexicon.recall(f"敏感词 {number}"))
+        assert not lexicon.recall("好" * 11)
+        assert 1 <= len(remembered) <= 6
+        assert sum(map(len, remembered)) + 64 * len(remembered) <= 400
 
 
 def test_a_phrase_in_a_longer_one_is_told_once() -> None:

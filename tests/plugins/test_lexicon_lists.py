@@ -21,7 +21,9 @@ from relay_plugins.lexicon.watch import Watch
 
 
 def found(lexicon: Lexicon, text: str) -> list[str]:
-    return [text[hit.start : hit.end] for hit in lexicon.find(text)]
+    hits = lexicon.find(text)
+    assert hits == lexicon.recall(text)
+    return [text[hit.start : hit.end] for hit in hits]
 
 
 # Files
@@ -279,6 +281,7 @@ async def test_files_are_watched(lexicon: Lexicon, path: Path, tmp_path: Path, m
     async with asyncio.timeout(30), lexicon.lifespan(Services(log, Metrics([], []), tmp_path, tmp_path)):
         old = lexicon.scanner()
         assert not old.feed("aa")
+        assert ["aaa", "zzz"] == found(lexicon, "aaa bbb zzz")
 
         await asyncio.to_thread(replace, path, "bbb\nccc")
         assert ("info", "lexicon_replaced", {"phrases": 3}) == await log.lines.get()

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, cycle, pairwise
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from relay.pure.fold import fold
 from relay.pure.window import Hit
 from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
+from relay_plugins.lexicon import phrases as module
 
 Span = tuple[int, int]
 
@@ -203,6 +205,30 @@ def test_a_text_that_comes_is_the_text_that_is_there(case: tuple[list[str], str,
     scanner = PhraseScanner(lexicon)
     hits = [hit for piece in pieces(text, cuts) for hit in scanner.feed(piece)]
     assert spans(lexicon.hits(text, "", "")) == spans([*hits, *scanner.finish()])
+
+
+@given(cases(), st.lists(st.booleans(), min_size=1, max_size=5), st.integers(1, 9), st.booleans())
+def test_a_text_that_is_handed_over_as_it_was_written(
+    case: tuple[list[str], str, list[int]], ends: list[bool], ways: int, whole_words: bool
+) -> None:
+    """It is read as its copy is, also when the way on is remembered, or was forgotten while somebody stood there."""
+    words, text, cuts = case
+    plain = phrases(words, whole_words=whole_words)
+    remembering = phrases(words, whole_words=whole_words)
+    with patch.object(module, "STEPS", ways * 3):
+        for upper in (False, True, False):
+            by_copy, handed = PhraseScanner(plain), PhraseScanner(remembering)
+            for ended, piece in zip(cycle(ends), [*pieces(text, cuts), *pieces("\u200b" + text, cuts)], strict=False):
+                written = piece.upper() if upper else piece
+                hits = by_copy.feed(fold(written))
+                if length := handed.take(written):
+                    assert (0, len(fold(written))) == (len(hits), length)
+                else:
+                    assert hits == handed.feed(fold(written))
+                assert by_copy.held == handed.held
+                if ended and cuts:
+                    assert by_copy.finish() == handed.finish()
+            assert by_copy.finish() == handed.finish()
 
 
 @given(cases(), st.booleans())

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import field
 from pathlib import Path
@@ -17,6 +17,7 @@ from relay.moderator import PASS, Context, Finding, Moderator, Span, Verdict
 from relay.options import ConfigError, build
 from relay.options import Context as Surroundings
 from relay.plugin import Services
+from relay.pure.window import Hit
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, Lent, exchange
 from relay_plugins import moderation
@@ -160,6 +161,50 @@ async def test_pieces_cover(length: int) -> None:
     first, *others = moderator.texts
     assert first + "".join(piece[15:] for piece in others) == text
     assert all(piece[15:] for piece in others)
+
+
+class Wary(Lexicon):
+    """A lexicon that says of every text of a request that there may be something, so that each is read as it comes."""
+
+    def recall(self, text: str) -> Sequence[Hit]:
+        return [Hit(0, 1, "", "review", "")]
+
+
+PARTS = [
+    "forbidden",
+    "f o r b i d d e n",
+    "f0rbidden",
+    "for",
+    "bidden",
+    "敏 感 词",
+    "敏感",
+    "词",
+    "glass",
+    "ass",
+    "hi ",
+]
+PARTS += ["。", ", ", "A", "é", "\u200b" * 64, "\u200b", "好" * 70, "…"]
+PROMPT = st.lists(st.lists(st.sampled_from(PARTS), max_size=6).map("".join), min_size=1, max_size=4)
+
+
+@given(PROMPT, st.booleans(), st.sampled_from(["block", "review"]))
+def test_the_short_way_of_a_prompt(texts: list[str], remote: bool, action: Any) -> None:
+    """A text that is looked at as a whole is judged, counted, told of and shown as one that is read as it comes."""
+
+    async def asked(make: type[Lexicon]) -> tuple[bool, list[str], list[dict[str, Any]], dict[str, int]]:
+        lent, other = Lent(), Asked()
+        reading = make(words=(SECRET, "敏感词", "ass"), action=action)
+        try:
+            messages = [{"role": "user", "content": text} for text in texts]
+            await ask(Moderation(moderators=(reading, other) if remote else (reading,)), lent, messages=messages)
+        except Reject:
+            refused = True
+        else:
+            refused = False
+        lines = [{**line, "timestamp": ""} for line in lent.lines]
+        return refused, sorted(other.texts), lines, await characters(lent)
+
+    assert asyncio.run(asked(Wary)) == asyncio.run(asked(Lexicon))
 
 
 async def test_slices() -> None:

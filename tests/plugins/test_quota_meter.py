@@ -367,6 +367,13 @@ async def test_whole_reply_of_several_choices():
     assert rig.bill.spent == 10
 
 
+async def test_whole_reply_that_is_covered():
+    """Nothing is asked for beyond it: there is nothing to come."""
+    rig = Rig(stream=False, instalment=20)
+    outcome = await rig.reply([frames.body("as long as may be")])
+    assert (outcome.kind, rig.purse.calls) == ("completed", [])
+
+
 async def test_whole_reply_is_extended():
     rig = Rig(stream=False, instalment=5)
     outcome = await rig.reply([frames.body("far too long")])

@@ -16,6 +16,7 @@ from relay.pure import fold as module
 from relay.pure.fold import (
     DISGUISES,
     NOTHING,
+    PROSE_CHARS,
     disguised,
     fold,
     is_even,
@@ -276,6 +277,16 @@ def test_rows_of_nothing(text: str, before: int) -> None:
     rows = "".join("0" if char in NOTHING else " " for char in text).split(" ")
     assert len(rows[-1]) == trailing_nothing(text)
     assert max(before + len(rows[0]), *map(len, rows)) == longest_nothing(text, before)
+
+
+def test_prose_is_folded_as_its_characters_are() -> None:
+    """Where few characters change, and where many do."""
+    few, many = "天" * PROSE_CHARS, "Ａ，é" * PROSE_CHARS
+    for first in range(0, 0x110000, 5):
+        text = "".join(map(chr, range(first, min(first + 5, 0x110000))))
+        assert fold(few) + fold(text) == fold(few + text)
+    assert fold(many) + "..." * 8 == fold(many + "…" * 8)
+    assert fold(few) + "abcdefghijkl" == fold(few + "ABCDEFGHIJKL")
 
 
 def test_every_character_alone() -> None:

@@ -151,18 +151,18 @@ def talk(*pieces: str, policy: Policy | None = None, **options: Any) -> Guard:
 def test_the_lane_is_taken() -> None:
     """By every text of a choice that says nothing else, from the first on; what came before it waits in the lane too."""
     guard = talk("x", "敏", "感")
-    assert guard._lane is not None
+    assert guard.lane is not None
     assert not guard._queue
-    assert 3 == guard._lane.came
-    assert guard._lane.bytes == len(frames.text("敏") + frames.text("感"))
+    assert 3 == guard.lane.came
+    assert guard.lane.bytes == len(frames.text("敏") + frames.text("感"))
     assert len(talk("x", "敏", "感").released) == 2
     for chunk in Decoder(Chunk).feed(frames.chunk([])):
         guard.feed(chunk, 9.0)
-    assert guard._lane is None
+    assert guard.lane is None
     assert 3 == len(guard._queue)
     for chunk in Decoder(Chunk).feed(frames.text("x")):
         guard.feed(chunk, 9.0)
-    assert guard._lane is None  # a frame of another kind waited
+    assert guard.lane is None  # a frame of another kind waited
     assert not guard._queue
 
 
@@ -172,7 +172,7 @@ def test_what_waits_already_goes_into_a_new_lane() -> None:
     for raw in (ESCAPED, frames.text("敏")):
         for chunk in Decoder(Chunk).feed(raw):
             guard.feed(chunk, 5.0)
-    lane = guard._lane
+    lane = guard.lane
     assert lane is not None
     assert not guard._queue
     assert len(guard.released) == 1 + 4
@@ -184,6 +184,6 @@ def test_what_waits_already_goes_into_a_new_lane() -> None:
 def test_a_lane_counts_what_waits_in_it(pieces: tuple[str, str]) -> None:
     """Bytes come and go with their frames."""
     guard = talk(*pieces * 50)
-    assert guard._lane is not None
+    assert guard.lane is not None
     waiting = list(map(frames.text, pieces * 50))[len(guard.released) - 1 :]
-    assert guard._lane.bytes == len(b"".join(waiting))
+    assert guard.lane.bytes == len(b"".join(waiting))

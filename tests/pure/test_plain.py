@@ -26,7 +26,21 @@ def objects(names: list[str], **known: st.SearchStrategy[str]) -> st.SearchStrat
     )
 
 
-texts = st.sampled_from(['"你好"', '"bad"', '"a\\u0062"', '""', "null", '["bad"]', '"a:b"'])
+parts = st.sampled_from(
+    [
+        '[{"type":"text","text":"bad"}]',
+        '[{"text":"bad","type":"text"}]',
+        '[{"type":"text","text":"bad","text":"x"}]',
+        '[{"type":"text","text":"bad","type":"text"}]',
+        '[{"type":"text","text":"text"}]',
+        '[{"type":"text","text":"a"},{"type":"text","text":"b"}]',
+        '[{"type":"image","text":"bad"}]',
+        '[{"type":"text","text":"bad","index":1}]',
+        '[{"type":"text","text":""}]',
+        "[]",
+    ]
+)
+texts = st.one_of(st.sampled_from(['"你好"', '"bad"', '"a\\u0062"', '""', "null", '["bad"]', '"a:b"']), parts)
 deltas = objects(["role", "reasoning_content", "refusal", "tool_calls", "extra"], content=texts)
 choices = objects(
     ["finish_reason", "logprobs", "text", "message", *sorted(CHOICE_METADATA)[:3]],
@@ -70,6 +84,13 @@ def test_the_frames_of_common_servers_are_read_in_one_step(extra: dict[str, obje
     """More content with known metadata beside it is what the short cut is for."""
     frame = frames.chunk([{"delta": {"content": "你好"}, "index": 2, "finish_reason": None}], extra=extra)
     assert (2, "你好") == plain_text(frame.removeprefix(b"data: ").strip())
+
+
+def test_an_array_of_one_text_is_read_in_one_step() -> None:
+    """As Mistral's models send it."""
+    content = [{"type": "text", "text": "你好"}]
+    frame = frames.chunk([{"delta": {"content": content}, "index": 0, "finish_reason": None}], extra={"p": "abc"})
+    assert (0, "你好") == plain_text(frame.removeprefix(b"data: ").strip())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.pure.fold import fold
 from relay.pure.openai import MAX_DEPTH
-from relay.pure.request import MAX_BRACKETS, MAX_CHOICES, MAX_MARKS, ChatRequest, InvalidRequest
+from relay.pure.request import MAX_BRACKETS, MAX_CHOICES, MAX_MARKS, ChatRequest, InvalidRequest, JsonObject
 
 DIGITS = "123456789012345678901234567890123456789012345678901234567890"
 IMAGE = "data:image/png;base64," + "iVBORw0KGgoAAAANSUhEUgAA" * 40
@@ -78,6 +78,23 @@ def test_several_fields_change_at_once() -> None:
     assert given.encode().endswith(f',"y":"Ho","z":1,"b":0.2,"a":{DIGITS}}}'.encode())
     fields["b"] = 1
     assert (0.2, "Ho", int(DIGITS)) == (given.get("b"), given.get("y"), given.get("a"))
+
+
+def test_what_is_added_stands_behind_what_came() -> None:
+    """All of that keeps its bytes, the white space between its fields too; and it can be changed afterwards as before."""
+    given = ChatRequest(b" " + EXACT + b"\r\n")
+    given.update({"temperature": 0.2, "n": 2})
+    added = b" " + EXACT.rstrip()[:-1] + b',"temperature":0.2,"n":2}'
+    assert added == given.encode() == given.sent_on(model="gpt-4o")
+    assert (0.2, 2, "你") == (given.get("temperature"), given.choices, given.get("y"))
+    given.set("half", "\ud83d")
+    given.set("n", 3)
+    given.set("more", True)
+    assert {**json.loads(added), "half": "\ud83d", "n": 3, "more": True} == json.loads(given.encode())
+    given.update({})
+    empty = JsonObject(b"{ }")
+    empty.set("a", 1)
+    assert b'{"a":1}' == empty.encode()
 
 
 TALK = [
@@ -492,7 +509,7 @@ def test_the_body_is_read_as_msgspec_reads_it() -> None:
     for value in (b"-0.0e-5", b"1E+2", b'"\\u0000\x7f"', b"18446744073709551616", b"0.1234567890123456789e-30"):
         data = b'{"messages":[{}],"x":' + value + b"}"
         given = ChatRequest(data)
-        given.set("y", 1)
+        given.update({"messages": [{}], "y": 1})
         assert {"messages", "x", "y"} == set(msgspec.json.decode(given.encode()))
         assert value in given.encode()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.pure.openai import Chunk, PlainChunk
+from relay.pure.openai import Chunk, PlainChunk, framed
 from relay.pure.plain import plain_text
 from relay.pure.shape import MAX_BYTES, Shape, Shapes, shape_of
 from relay.pure.sse import Decoder
@@ -31,6 +31,12 @@ def openai(text: str, *, number: int = 1, noise: str = "x", index: int = 0) -> d
     }
 
 
+def mistral(text: str) -> dict[str, object]:
+    frame = openai("")
+    content = [{"type": "text", "text": text}]
+    return {**frame, "choices": [{"index": 0, "delta": {"content": content}, "finish_reason": None}]}
+
+
 def shape(frame: dict[str, object], end: bytes = b"\n\n") -> Shape:
     found = shape_of(event(frame, end))
     assert found is not None
@@ -40,13 +46,15 @@ def shape(frame: dict[str, object], end: bytes = b"\n\n") -> Shape:
 def reads_the_same(fitting: Shape, raw: bytes) -> None:
     """What fits is one event of the stream, and one frame to the short cut."""
     said = fitting.said(raw)
+    assert fitting.said_framed(framed(raw)) == said
     if said is None:
         return
     decoder = Decoder()
     decoder.feed(b"data: 1\n\n")
     [found] = decoder.feed(raw)
     assert decoder.idle
-    chunk = PlainChunk(raw, said)
+    chunk = PlainChunk(framed(raw), said)
+    assert (chunk.raw, chunk.size, chunk.framed) == (raw, len(framed(raw)), framed(raw))
     assert (found.raw, found.data.strip(), found.plain, found.name) == (raw, chunk.data, chunk.plain, chunk.name)
     assert said == plain_text(found.data)
     assert Chunk(raw, found.data).json == chunk.json
@@ -123,10 +131,18 @@ def test_what_fits_is_read_the_same_way_in_full(body: str, end: bytes, data: st.
 @pytest.mark.parametrize("gone", [0, 1])
 def test_no_single_byte_changes_the_meaning_of_what_fits(put: bytes, gone: int) -> None:
     """At every position of a frame."""
-    raw = event(openai("你好"))
-    fitting = shape(openai("a"))
-    for at in range(len(raw) + 1):
-        reads_the_same(fitting, raw[:at] + put + raw[at + gone :])
+    for frame, other in ((openai("你好"), openai("a")), (mistral("你好"), mistral("a"))):
+        raw, fitting = event(frame), shape(other)
+        assert fitting.said(raw) == (0, "你好")
+        for at in range(len(raw) + 1):
+            reads_the_same(fitting, raw[:at] + put + raw[at + gone :])
+
+
+def test_the_kind_of_a_part_is_no_hole() -> None:
+    """What is no text is read otherwise."""
+    raw = event(mistral("你好"))
+    assert shape(mistral("a")).said(raw) == (0, "你好")
+    assert shape(mistral("a")).said(raw.replace(b'"type":"text"', b'"type":"blob"')) is None
 
 
 @pytest.mark.parametrize(
@@ -182,7 +198,38 @@ def test_spaces_are_part_of_a_shape(raw: bytes) -> None:
 
 def test_streams_of_one_server_share_a_pattern() -> None:
     """It is compiled once."""
-    assert shape(openai("a", number=1)).match is shape(openai("b", number=2, noise="y")).match
+    assert shape(openai("a", number=1))._match is shape(openai("b", number=2, noise="y"))._match
+
+
+@given(st.integers(0, 400), st.integers(0, 3), st.binary(max_size=3))
+def test_no_bytes_changed_make_another_http_chunk_fit(at: int, gone: int, put: bytes) -> None:
+    """What fits is one whole HTTP chunk with the size that it says, and an event that fits by itself."""
+    data = framed(event(openai("你好")))
+    data = data[:at] + put + data[at + gone :]
+    said = shape(openai("a")).said_framed(data)
+    if said is not None:
+        size, _, rest = data.partition(b"\r\n")
+        assert int(size, 16) == len(rest) - 2
+        assert rest.endswith(b"\r\n")
+        assert shape(openai("a")).said(rest[:-2]) == said
+
+
+@pytest.mark.parametrize("form", ["%X", "0%x", "%x ", "%x;a=b", "+%x", "0x%x"])
+def test_sizes_are_read_as_servers_write_them(form: str) -> None:
+    """In either case, and in no other way: the parser knows the others."""
+    raw = event(openai("你好"))
+    data = (form % len(raw)).encode() + b"\r\n" + raw + b"\r\n"
+    assert (shape(openai("a")).said_framed(data) is not None) == (form == "%X")
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40)))
+def test_texts_are_remembered_as_they_are(texts: list[bytes]) -> None:
+    """Of a text that is no UTF-8 nothing is."""
+    fitting = shape(openai("a"))
+    for text in texts * 2:
+        raw = event(openai("a")).replace(b'"a"', b'"' + text + b'"')
+        said = fitting.said(raw)
+        assert said is None or said == (0, text.decode())
 
 
 @pytest.mark.parametrize("number", ["-3", "0.5", "1e5", "1E+5", "-0.25"])

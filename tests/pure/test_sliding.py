@@ -5,6 +5,7 @@ from itertools import accumulate
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from relay.pure.bucket import Decision
 from relay.pure.sliding import SLOT_S, SLOTS, SlidingWindow, Taken, correct
@@ -20,7 +21,7 @@ def test_a_minute() -> None:
     """What was taken is back a minute later, when its slot has passed; until then the wait says so."""
     window, taken = SlidingWindow(100), Taken()
     assert Decision(True, 100, 40, 0.0, 65.0) == window.take(taken, 0.0, 60)
-    assert Decision(True, 100, 0, 0.0, 60.0) == window.take(taken, 7.0, 40)._replace(reset_s=60.0)
+    assert Decision(True, 100, 0, 0.0, 60.0) == replace(window.take(taken, 7.0, 40), reset_s=60.0)
     assert Decision(False, 100, 0, 58.0, 63.0) == window.look(taken, 7.0, 60)
     assert Decision(False, 100, 0, 63.0, 63.0) == window.look(taken, 7.0, 61)
     assert Decision(False, 100, 0, 0.125, 5.125) == window.look(taken, 64.875, 1)

@@ -841,14 +841,20 @@ def _unheard_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _short_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scanner holds one character too few."""
-    feed = PhraseScanner.feed
+    feed, take = PhraseScanner.feed, PhraseScanner.take
 
     def shorter(self: PhraseScanner, text: str) -> Sequence[Hit]:
         hits = feed(self, text)
         self.held = max(0, self.held - 1)
         return hits
 
+    def shortly(self: PhraseScanner, text: str) -> int:
+        length = take(self, text)
+        self.held = max(0, self.held - (length > 0))
+        return length
+
     monkeypatch.setattr(PhraseScanner, "feed", shorter)
+    monkeypatch.setattr(PhraseScanner, "take", shortly)
 
 
 def _unpaired(monkeypatch: pytest.MonkeyPatch) -> None:

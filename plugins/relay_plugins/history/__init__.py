@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from math import inf
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from msgspec import Meta
@@ -27,7 +27,7 @@ from relay.metrics import Metrics
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS, said
 from relay.pure.openai import Chunk
-from relay.pure.tokens import MOST_A_BYTE, Calibration, estimate
+from relay.pure.tokens import LEAST_TOKENS, MOST_A_BYTE, Calibration, estimate
 from relay.pure.trim import Cost, Message, Trimmed, trim
 from relay_plugins.history.tokenizer import Encoding, Tokenizer, check_installed
 
@@ -37,6 +37,8 @@ HEADER: Final = "x-relay-trimmed-messages"
 # look through, and 0.2 µs to count.
 INLINE_BYTES: Final = 65_536
 INLINE_BYTES_EXACT: Final = 16_384
+# A smaller body teaches nothing about a tokenizer.
+_TELLING_BYTES: Final = math.floor(LEAST_TOKENS / MOST_A_BYTE)
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -105,7 +107,8 @@ class History(Plugin):
         request = ex.request
         size = len(request.encode())
         teaches = (
-            self._estimates
+            size >= _TELLING_BYTES
+            and self._estimates
             and not request.speaks_beside_messages
             and self._calibration.should_ask(request.model, size * MOST_A_BYTE)
         )
@@ -130,12 +133,16 @@ class History(Plugin):
 
     def _surely_fits(self, size: int, messages: Sequence[Message], factor: float) -> bool:
         """Whether a body of so many bytes need not be looked through: nothing but text stands in it, and little of that."""
-        if self.max_turns is not None or not all(map(_only_says, messages)):
+        if self.max_turns is not None or (self.max_chars is not None and size > self.max_chars):
             return False
-        tokens = (size * MOST_A_BYTE * factor) if self.count == "estimate" else size
-        return (
-            self.max_tokens is None or tokens + MESSAGE_TOKENS * len(messages) * max(1.0, factor) <= self.max_tokens
-        ) and (self.max_chars is None or size <= self.max_chars)
+        if self.max_tokens is not None:
+            tokens = (size * MOST_A_BYTE * factor) if self.count == "estimate" else size
+            if tokens + MESSAGE_TOKENS * len(messages) * max(1.0, factor) > self.max_tokens:
+                return False
+        for message in messages:  # has to have a role and a text and nothing else
+            if len(message) != 2 or "role" not in message or not isinstance(message.get("content"), str):
+                return False
+        return True
 
     def _trim(self, messages: Sequence[Message], factor: float) -> Trimmed:
         """`factor` is what the model's tokenizer makes of an estimated token; 1 where tokens are counted."""
@@ -145,9 +152,9 @@ class History(Plugin):
         if self.count == "exact":
             count = self._tokenizer.counter(self.max_tokens or 0)
         budget = (
-            inf if self.max_tokens is None else self.max_tokens / factor,
-            inf if self.max_chars is None else self.max_chars,
-            inf,
+            math.inf if self.max_tokens is None else self.max_tokens / factor,
+            math.inf if self.max_chars is None else self.max_chars,
+            math.inf,
         )
         return trim(messages, partial(_cost, count), budget, self.max_turns)
 
@@ -164,11 +171,6 @@ class History(Plugin):
         if request.messages is not prompt.messages:  # a later plugin has changed them
             return sink
         return _UsageReader(sink, partial(self._calibration.learn, request.model, prompt.tokens))
-
-
-def _only_says(message: Message) -> bool:
-    """Whether it has a role and a text and nothing else."""
-    return len(message) == 2 and "role" in message and isinstance(message.get("content"), str)
 
 
 def _cost(count: Callable[[str], float], message: Message) -> Cost:

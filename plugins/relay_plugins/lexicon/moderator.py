@@ -81,6 +81,9 @@ class Lexicon(ScanningModerator):
     def find(self, text: str) -> Sequence[Hit]:
         return self._phrases.hits(text, "", "")
 
+    def recall(self, text: str) -> Sequence[Hit]:
+        return self._phrases.recall(text)
+
     def _read(self) -> Phrases:
         return Phrases((phrase for each in self._lists for phrase in each.phrases()), "lexicon")
 

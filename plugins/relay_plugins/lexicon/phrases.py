@@ -14,11 +14,11 @@ spelt otherwise is bounded like that whatever the list says.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
 from typing import NamedTuple, TypeVar
 
-from relay.pure.fold import fold
+from relay.pure.fold import fold, is_even
 from relay.pure.ruling import STRICTNESS, Action
 from relay.pure.window import Hit
 from relay_plugins.lexicon.automaton import Automaton
@@ -32,6 +32,12 @@ _FIRST_JOINED = "\u0590"
 STEP_CHARS = 16
 STEPS = 16_384
 
+# A conversation is sent again with every turn of it, and with the same instructions by everybody: what stands in texts that
+# are there as a whole is remembered, of the newest that have so many characters together.
+LOOK_CHARS = 4_096
+LOOKS_CHARS = 1_048_576
+_LOOK_OVERHEAD = 64  # what a short text takes beside its characters, in such characters
+
 # Sorted in 5 ms.
 PIECE = 10_000
 
@@ -39,6 +45,24 @@ T = TypeVar("T", tuple[str, bool], tuple[str, int])
 
 Step = tuple[str, int, int, str]
 """The tail of a text that may begin a phrase, its length, the length before it and the last character there."""
+
+Move = tuple["Place", int, int]
+"""Where a reader stands next, how long the copy of what it has read is, and how much of the end it holds."""
+
+
+class Place(dict[str, Move]):
+    """Where a reader of a text stands, and how it goes on from there, by what comes next (as it was written).
+
+    tail: the end of the text that may begin a phrase. before: what stands before it: "" where a word can begin, else any
+    letter like the one there. decided: the text has ended here, and with it the words at its end.
+    """
+
+    __slots__ = ("before", "decided", "tail")
+
+    def __init__(self, tail: str, before: str, *, decided: bool = False) -> None:
+        self.tail = tail
+        self.before = before
+        self.decided = decided
 
 
 class Manner(NamedTuple):
@@ -109,7 +133,10 @@ class Phrases:
             if not whole_words and _in_word(phrase[0])
             for head in heads(phrase, whole=False)
         )
-        self.step = _Steps(self).__getitem__  # written in C, for what is remembered
+        # Methods written in C, for what is remembered.
+        self._step = _Steps(self).__getitem__
+        self._places = _Places()
+        self.recall = _Findings(self).__getitem__  # what stands in a text that is there as a whole
 
     def __len__(self) -> int:
         return len(self._phrases)
@@ -121,8 +148,20 @@ class Phrases:
         character is not known yet; a word that ends with the text is then no hit yet. told: the length of the text's
         head whose hits were told already; with `waited`, all but those of words that end with it.
         """
+        return self._hits(text, together(text), before, after, told, waited=waited)
+
+    def _hits(
+        self,
+        text: str,
+        seconds: Sequence[Together],
+        before: str,
+        after: str | None,
+        told: int = 0,
+        *,
+        waited: bool = False,
+    ) -> list[Hit]:
         found = []
-        for number, start, end, apart in self._matches(text):
+        for number, start, end, apart in self._matches(text, seconds):
             phrase, manner = self._phrases[number], self._manners[number]
             in_word = spaced if apart else _in_word
             bounded = apart or manner.whole_words
@@ -138,13 +177,12 @@ class Phrases:
             found.append(Hit(start, end, manner.label, manner.action, self._moderator))
         return found
 
-    def _matches(self, text: str) -> Iterator[_Match]:
+    def _matches(self, text: str, seconds: Sequence[Together]) -> Iterator[_Match]:
         """Phrases, before anybody has looked at what stands beside them."""
         matches = self._find(text)
         for index, start, end in matches:
             if index < len(self._phrases):
                 yield _Match(index, start, end, apart=False)
-        seconds = together(text)
         if not seconds:
             for index, start, end in matches:
                 number = self._numbers[index]
@@ -161,16 +199,52 @@ class Phrases:
 
     # How a text goes on
 
+    def place(self, tail: str, before: str) -> Place:
+        """Where a reader stands behind a text with this tail, and this character before that."""
+        like = "a" if _in_word(before) else "\u05d0" if spaced(before) else ""
+        places = self._places
+        place = places.get((tail, like))
+        if place is None:
+            if len(places) >= STEPS:
+                places.forget()
+            place = places[tail, like] = Place(tail, like)
+        return place
+
+    def move(self, place: Place, text: str) -> Move | None:
+        """How a reader goes on with `text`, which is no copy yet.
+
+        None if something is found, or there are characters in it that have no copy of one character.
+        """
+        if not text or not is_even(text):
+            return None
+        copy = fold(text)
+        step = self._step(place.tail + copy)
+        if step is None:
+            return None
+        tail, held, passed, before = step
+        move = self.place(tail, before if passed else place.before), len(copy), held
+        if len(text) <= STEP_CHARS:
+            self._places.remember(place, text, move)
+        return move
+
+    def go(self, place: Place, copy: str) -> tuple[Place, Sequence[Hit]]:
+        """How a reader goes on with `copy`, and what is found, at positions from the tail on."""
+        text = place.tail + copy
+        hits: Sequence[Hit] = ()
+        step = self._step(text)
+        if step is None:
+            hits = self.hits(text, place.before, None, len(place.tail), waited=not place.decided)
+            step = self._split(text, together(text))
+        tail, _, passed, before = step
+        return self.place(tail, before if passed else place.before), hits
+
     def next_step(self, text: str) -> Step | None:
         """How `text` goes on if nothing is found in it, whatever stands before."""
         seconds = together(text)
-        found = self._find(text) or (seconds and any(self._find(each.text) for each in seconds if each.text != text))
-        return None if found and self.hits(text, "", None) else self._split(text, seconds)
+        found = self._find(text) or any(self._find(each.text) for each in seconds if each.text != text)
+        return None if found and self._hits(text, seconds, "", None) else self._split(text, seconds)
 
-    def split(self, text: str) -> Step:
-        return self._split(text, together(text))
-
-    def _split(self, text: str, seconds: Iterable[Together]) -> Step:
+    def _split(self, text: str, seconds: Sequence[Together]) -> Step:
         length = len(text)
         start = self._head(text, text, int)
         for second in seconds:
@@ -192,6 +266,31 @@ class Phrases:
         return len(text)
 
 
+class _Places(dict[tuple[str, str], Place]):
+    """The places of a list, by tail and what stands before it. When they know too many ways on, all are forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ways = 0
+
+    def remember(self, place: Place, text: str, move: Move) -> None:
+        if self._ways < STEPS:
+            self._ways += 1
+            place[text] = move
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Whoever stands somewhere stays there, and finds the way on anew."""
+        self._ways = 0
+        for place in self.values():
+            place.clear()
+        self.clear()
+
+    def __del__(self) -> None:
+        self.forget()  # ways lead in circles, which would wait for the collector
+
+
 class _Steps(dict[str, Step | None]):
     """`next_step(text)` by text. What is short stays, until it is too many."""
 
@@ -207,3 +306,22 @@ class _Steps(dict[str, Step | None]):
                 self.clear()
             self[text] = step
         return step
+
+
+class _Findings(dict[str, Sequence[Hit]]):
+    """What stands in a text that is there as a whole, by text. What is short stays, until it is too much."""
+
+    def __init__(self, phrases: Phrases) -> None:
+        super().__init__()
+        self._phrases = weakref.proxy(phrases)  # as above
+        self._chars = 0
+
+    def __missing__(self, text: str) -> Sequence[Hit]:
+        found: Sequence[Hit] = self._phrases.hits(text, "", "")
+        if len(text) <= LOOK_CHARS:
+            self._chars += len(text) + _LOOK_OVERHEAD
+            if self._chars > LOOKS_CHARS:
+                self.clear()
+                self._chars = len(text) + _LOOK_OVERHEAD
+            self[text] = found
+        return found

@@ -5,47 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from relay.pure.window import Hit
-from relay_plugins.lexicon.phrases import Phrases
+from relay_plugins.lexicon.phrases import Phrases, Place
 
 
 class PhraseScanner:
     """Reads one text as it comes. Positions are counted from its beginning."""
 
-    __slots__ = ("_before", "_decided", "_phrases", "_position", "_step", "_tail", "held")
+    __slots__ = ("_end", "_phrases", "_place", "held")
 
     def __init__(self, phrases: Phrases) -> None:
         self.held = 0
         self._phrases = phrases
-        self._step = phrases.step
-        self._tail = ""  # what is held, or was held when the last run ended
-        self._before = ""  # the character before the tail
-        self._position = 0  # where the tail begins
-        self._decided = False  # the last run has ended, and with it the words at its end
+        self._place = phrases.place("", "")
+        self._end = 0  # how much was read
+
+    def take(self, text: str) -> int:
+        """Text as it was written. How long its copy is; 0 if nothing was read, since there is more to say: `feed` it."""
+        move = self._place.get(text) or self._phrases.move(self._place, text)  # never empty, so never false
+        if move is None:
+            return 0
+        self._place, length, self.held = move
+        self._end += length
+        return length
 
     def feed(self, text: str) -> Sequence[Hit]:
         if not text:
             return ()
-        tail = self._tail
-        text = tail + text
-        hits: Sequence[Hit] = ()
-        step = self._step(text)
-        if step is None:
-            phrases = self._phrases
-            hits = self._placed(phrases.hits(text, self._before, None, len(tail), waited=not self._decided))
-            step = phrases.split(text)
-        self._decided = False
-        self._tail, self.held, passed, before = step
-        if passed:
-            self._position += passed
-            self._before = before
-        return hits
+        position = self._end - len(self._place.tail)
+        self._place, hits = self._phrases.go(self._place, text)
+        self._end += len(text)
+        self.held = len(self._place.tail)
+        return _placed(hits, position)
 
     def finish(self) -> Sequence[Hit]:
         self.held = 0
-        if not self._tail or self._decided:
+        place = self._place
+        tail, before = place.tail, place.before
+        if not tail or place.decided:
             return ()
-        self._decided = True
-        return self._placed(self._phrases.hits(self._tail, self._before, "", len(self._tail), waited=True))
+        self._place = Place(tail, before, decided=True)
+        hits = self._phrases.hits(tail, before, "", len(tail), waited=True)
+        return _placed(hits, self._end - len(tail))
 
-    def _placed(self, hits: Iterable[Hit]) -> list[Hit]:
-        return [hit._replace(start=hit.start + self._position, end=hit.end + self._position) for hit in hits]
+
+def _placed(hits: Iterable[Hit], position: int) -> Sequence[Hit]:
+    return [hit._replace(start=hit.start + position, end=hit.end + position) for hit in hits]

@@ -70,10 +70,12 @@ _SPACE: Final = re.compile(r"\s")
 _BETWEEN_WORDS: Final = re.compile(rf"(?<={_WORD}{_WORD})[\W_]+(?={_WORD})")
 # Letters that stand for flags, two by two, or for themselves: 🇸 🇪 🇽.
 _FLAGS: Final = {0x1F1E6 + number: letter for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-_FLAG: Final = re.compile("[\U0001f1e6-\U0001f1ff]")
 # What may stand for a letter. Not 6 and 9, which stand for b, g and q too rarely to make those one.
 _STANDS: Final = {"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b"}
 _DIGIT: Final = re.compile("[013-578]")
+_FLAG: Final = re.compile("[\U0001f1e6-\U0001f1ff]")
+# Where anything stands for a letter.
+_OTHERS: Final = re.compile("[013-578@$\U0001f1e6-\U0001f1ff]")
 # In a skeleton. (Replaced one by one: `str.translate` raises and swallows an error for each Chinese character.)
 _ONE: Final = (("0", "o"), ("i", "1"), ("l", "1"), ("3", "e"), ("4", "a"), ("5", "s"), ("7", "t"), ("8", "b"))
 # @ is read as 4, and $ as 5.
@@ -101,39 +103,35 @@ class Together:
     """A text without its gaps, and the way back.
 
     written: the text as it was, but for letters in other signs. text: what is left of it without gaps; its skeleton, if
-    it has digits. stem: the same, but for its end: a gap there is nothing, or a space if a word of two letters or more
-    stands before it; and of a text that ends with what no phrase goes across, nothing is left.
+    it has digits.
     """
 
-    __slots__ = ("_dropped", "_ends", "_signs", "stem", "text", "written")
+    __slots__ = ("_gaps", "_signs", "text", "written")
 
-    def __init__(self, written: str, gaps: Sequence[tuple[int, int]], opened: int, signs: str | None = None) -> None:
-        """`opened`: where the gap at the end begins, or the end; 0 if no phrase goes across what is there.
-
-        signs: the text as it was, where @ and $ in it are letters.
-        """
+    def __init__(self, written: str, *, digits: bool = False, signs: str | None = None) -> None:
+        """`digits`: it may have some. signs: the text as it was, where @ and $ in it are letters."""
         self.written = written
         self._signs = signs
-        self._ends: list[int] = []  # in `text`: where gaps were
-        self._dropped = [0]  # how much is gone before each of them, and behind the last
-        parts = []
-        last = dropped = 0
-        for start, end in gaps:
-            parts.append(written[last:start])
-            self._ends.append(start - dropped)
-            dropped += end - start
-            self._dropped.append(dropped)
-            last = end
-        parts.append(written[last:])
-        text = "".join(parts)
-        self.text = skeleton(text) if _DIGIT.search(text) else text
-        self.stem = self.text[: max(0, opened - dropped)]
-        if opened < len(written) and _AFTER_WORD.match(written, opened):
-            self.stem += " "
+        self._gaps: tuple[list[int], list[int]] | None = None
+        text = _DROPPED.sub("", written)
+        self.text = skeleton(text) if digits and _DIGIT.search(text) else text
+
+    @property
+    def stem(self) -> str:
+        """The same, but for its end: a gap there is nothing, or a space if a word of two letters or more stands before it;
+        and of a text that ends with what no phrase goes across, nothing is left.
+        """
+        written, text = self.written, self.text
+        opened = _opened(written)
+        stem = text[: max(0, opened - (len(written) - len(text)))]
+        return stem + " " if opened < len(written) and _AFTER_WORD.match(written, opened) else stem
 
     def place(self, index: int) -> int:
         """Where the character at `index` of `text` stands in the text as it was written."""
-        return index + self._dropped[bisect_right(self._ends, index)]
+        if self._gaps is None:
+            self._gaps = _gaps(self.written)
+        ends, dropped = self._gaps
+        return index + dropped[bisect_right(ends, index)]
 
     def spells(self, start: int, end: int, phrase: str) -> bool:
         """Whether the phrase is spelt there in this text, and in no other reading of it."""
@@ -146,28 +144,35 @@ def together(written: str) -> Sequence[Together]:
     """The text without its gaps, once or (with @ or $) twice; nothing if that is no other text."""
     if written.isalpha() or (written[1:].isalpha() and written[0] not in _STANDS):
         return ()  # most chunks: a separator at the beginning parts nothing
-    flags = _FLAG.search(written) is not None
-    if flags:
+    if _OTHERS.search(written) is None:
+        apart = Together(written)
+        return () if apart.text == written and _opened(written) in (0, len(written)) else (apart,)
+    if _FLAG.search(written) is not None:
         written = written.translate(_FLAGS)
-    gaps, opened = _gaps(written)
-    signs = "@" in written or "$" in written
-    if not (gaps or flags or signs or _DIGIT.search(written)) and opened in (0, len(written)):
-        return ()
-    apart = Together(written, gaps, opened)
-    if not signs:
-        return (apart,)
-    letters = written.replace("@", "4").replace("$", "5")
-    return apart, Together(letters, *_gaps(letters), signs=written)
+    apart = Together(written, digits=True)
+    if "@" in written or "$" in written:
+        return apart, Together(written.replace("@", "4").replace("$", "5"), digits=True, signs=written)
+    return (apart,)
 
 
-def _gaps(written: str) -> tuple[list[tuple[int, int]], int]:
-    """The gaps of a text, and where that at its end begins (`Together`)."""
-    gaps = [gap.span() for gap in _DROPPED.finditer(written)]
+def _gaps(written: str) -> tuple[list[int], list[int]]:
+    """Where gaps were in the text without them, and how much is gone before each of them, and behind the last."""
+    ends: list[int] = []
+    dropped = [0]
+    for gap in _DROPPED.finditer(written):
+        start, end = gap.span()
+        ends.append(start - dropped[-1])
+        dropped.append(dropped[-1] + end - start)
+    return ends, dropped
+
+
+def _opened(written: str) -> int:
+    """Where the gap at the end of a text begins, or the end; 0 if no phrase goes across what is there."""
     opened = len(written)
     if not written[-1:].isalnum():
         gap = None if written[-1:] in _ENDS else _OPENED.search(written, max(0, opened - 3))
         opened = gap.start() if gap is not None else 0
-    return gaps, opened
+    return opened
 
 
 def heads(reading: str, *, whole: bool) -> Iterator[str]:

@@ -22,7 +22,7 @@ from relay.judge import Judge, Unjudged
 from relay.labels import LabelPolicy, Thresholds
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, ModerationTally
-from relay.moderator import Moderator, ScanningModerator
+from relay.moderator import Context, Moderator, ScanningModerator
 from relay.options import Table
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
@@ -36,6 +36,7 @@ from relay_plugins.moderation.violations import tell
 
 # So many checks may wait for their turn when their replies have ended; more would only be a longer list.
 MAX_LATE = 1000
+_NOBODY = Context("", "response", "")  # for a gate that shows nobody anything
 
 Count = Annotated[int, Meta(ge=1)]
 MAX_SCORE = 100
@@ -207,15 +208,15 @@ class Moderation(Plugin):
         if self.response == "off":
             return sink
         request = ex.request
+        usage = request.wants_usage
         guard = Guard(
             self._policy,
             self._scanners,
-            remote=bool(self._asked),
+            self._finds,
+            remote=self._judge is not None,
             choices=request.choices,
-            usage=request.wants_usage,
-            prompt_tokens=round(sum(tokens.estimate(text) for _, text in request.texts()))
-            if request.wants_usage
-            else 0,
+            usage=usage,
+            prompt_tokens=round(sum(tokens.estimate(text) for _, text in request.texts())) if usage else 0,
             whole=not request.stream,
         )
 
@@ -228,7 +229,7 @@ class Moderation(Plugin):
             guard,
             self._judge,
             report,
-            context=context_of(ex, "response"),
+            context=context_of(ex, "response") if self._judge is not None else _NOBODY,
             on_failure=self.on_failure,
             log=self._log,
             outlive=self._check_late if self.response == "shadow" else None,
@@ -247,6 +248,9 @@ class Moderation(Plugin):
 
     def _scanners(self) -> Sequence[Scanner]:
         return [moderator.scanner() for moderator in self._scanning]
+
+    def _finds(self, text: str) -> bool:
+        return any(moderator.find(text) for moderator in self._scanning)
 
     def _report(self, ex: Exchange, guard: Guard, tally: ModerationTally) -> None:
         """The sums of one reply into the metrics, its violations into the log."""

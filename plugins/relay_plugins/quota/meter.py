@@ -68,7 +68,8 @@ class Meter:
         elif self._is_covered:
             self._let_go(chunk)
             hit("mid_stream")
-            self._look_ahead()
+            if not self._ending.whole:  # then nothing more comes
+                self._look_ahead()
         else:
             want = self._bill.spent + self._instalment
             self._uncount(chunk)
