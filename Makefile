@@ -31,8 +31,8 @@ check: $(VENV)/dev.stamp  ## types and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/dev.stamp  ## the relay beside nginx; what moderation costs and how late it makes a stream. QUICK=--quick for less
-	$(BIN)/python -m bench $(QUICK)
+bench: $(VENV)/dev.stamp  ## the relay beside its peers, then what moderation costs. QUICK=--quick: less; ROUTER=--router: vllm-router too
+	$(BIN)/python -m bench $(QUICK) $(ROUTER)
 	$(BIN)/python -m bench.moderation $(QUICK)
 
 dashboards: $(VENV)/dev.stamp  ## write grafana/dashboards from grafana/build

@@ -1,130 +1,158 @@
-"""`make bench`: what an event costs on its way through the relay, beside nginx, as ratios of one run.
+"""`make bench`: what the relay costs beside nginx and vllm-router, neither of which moderates, on the same work in one run.
 
-A model server streams 200 events, 5 ms apart, to 20 and to 100 clients at once; the relay authenticates, moderates with
-a lexicon of 5,000 phrases and logs. CPU is what the operating system charges to the relay's process (nginx's), divided
-by the events delivered; medians of several rounds. Ratios hold on a noisy machine, absolute figures do not.
+    python -m bench [--quick] [--router [VENV]] [--chain short] [--only GROUP …] [--json FILE]
+    python -m bench --write-docs [FILE]
 
-    python -m bench [--streams 20,100] [--rounds 5] [--seconds 4] [--quick]
+What each row means and how it is measured stands in docs/performance.md. A run of all groups leaves bench/out/table.json and
+bench/out/cost.png; --write-docs puts them into README.md and docs/, and measures nothing.
 """
 
 import argparse
-import json
-import os
-import shutil
+import platform
+import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from bench.phrases import phrases
-from bench.processes import cpu_s, free_port, started
+from bench import table as pages
+from bench.lab import FULL, QUICK, Lab
+from bench.plot import Curve, plot
+from bench.proxies import CHAINS, install_router
+from bench.row import Row, Table
+from bench.rows import GROUPS
 
-KEY = "sk-bench"
-
-RELAY_TOML = """\
-[server]
-port = {port}
-[admin]
-port = {admin_port}
-[store]
-url = "memory:"
-[[upstreams]]
-name = "bench"
-base_url = "http://127.0.0.1:{model_port}/v1"
-models = ["bench"]
-[[plugins]]
-use = "auth"
-keys = [{{ name = "bench", key = "{key}" }}]
-[[plugins]]
-use = "moderation"
-moderators = [{{ use = "lexicon", files = ["phrases.txt"] }}]
-"""
-
-NGINX_CONF = """\
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
-events {{ worker_connections 20000; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
-  uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-  upstream model {{ server 127.0.0.1:{model_port}; keepalive 2000; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=4096; keepalive_requests 1000000;
-    location / {{ proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
-  }}
-}}
-"""
+ROOT: Final = Path(__file__).parent.parent
+OUT: Final = ROOT / "bench" / "out"
+TABLE: Final = OUT / "table.json"
+PICTURE: Final = OUT / "cost.png"
+PICTURE_OF_THE_PAGES: Final = ROOT / "docs" / "pictures" / "cost.png"
+# Each page that shows the table, and whether it shows the main rows only.
+PAGES: Final = {ROOT / "README.md": True, ROOT / "docs" / "performance.md": False}
 
 
-@dataclass(frozen=True)
-class Target:
-    """Something that stands between the clients and the model server."""
-
-    name: str
-    port: int
-    pid: int
-
-
-def measure(target: Target, streams: int, seconds: float) -> dict[str, float]:
-    before = cpu_s(target.pid)
-    load = [sys.executable, "-m", "bench.load", str(target.port), str(streams), str(seconds), KEY]
-    result: dict[str, float] = json.loads(subprocess.run(load, check=True, capture_output=True).stdout)
-    result["cpu_us"] = (cpu_s(target.pid) - before) * 1e6 / max(1, result["events"])
-    return result
+def run(lab: Lab, groups: Iterable[str]) -> Table:
+    """Measure these groups."""
+    rows: list[Row] = []
+    began = time.monotonic()
+    with lab.open():
+        for group in groups:
+            print(f"{time.monotonic() - began:5.0f} s  {group}", file=sys.stderr, flush=True)
+            rows += GROUPS[group](lab)
+    made = {"on": time.strftime("%Y-%m-%d"), "chain": lab.chain, "seconds": round(time.monotonic() - began)}
+    return Table(rows, foot(lab, made["seconds"]), made)
 
 
-def report(rows: dict[tuple[str, int], list[dict[str, float]]]) -> str:
-    lines = [f"{'':8}{'streams':>8}{'CPU µs/event':>14}{'× nginx':>9}{'p50 ms':>9}{'p99 ms':>9}"]
-    for (name, streams), rounds in rows.items():
-        cpu, p50, p99 = (statistics.median(row[field] for row in rounds) for field in ("cpu_us", "p50_us", "p99_us"))
-        beside = rows.get(("nginx", streams))
-        ratio = f"{cpu / statistics.median(row['cpu_us'] for row in beside):9.2f}" if beside else f"{'–':>9}"
-        lines.append(f"{name:8}{streams:8}{cpu:14.1f}{ratio}{p50 / 1000:9.2f}{p99 / 1000:9.2f}")
-    return "\n".join(lines)
+def foot(lab: Lab, seconds: object) -> list[str]:
+    """How the table was made, in lines."""
+    effort, loop = lab.effort, f"Python {platform.python_version()}"
+    lines = [
+        f"{time.strftime('%d %B %Y')}, {seconds} s on {_processors()}, {loop}; medians of {effort.rounds} rounds, chain "
+        f"“{lab.chain}” ({', '.join(CHAINS[lab.chain])})."
+    ]
+    if lab.harness_us:
+        clients, model = (statistics.median(each) for each in zip(*lab.harness_us, strict=True))
+        lines.append(
+            f"On the same processors, charged to nobody: the clients took {clients:.1f} µs an event, the model server "
+            f"{model:.1f} µs."
+        )
+    if lab.wrong:
+        lines.append(f"Not as it should be: {'; '.join(dict.fromkeys(lab.wrong))}.")
+    return lines
+
+
+def curves(table: Table) -> dict[str, Curve]:
+    """By whose they are: the points of the rows that were measured for the curve."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in table.rows:
+        for who in row.figures if row.streams else ():
+            median = row.median(who)
+            if median is not None:
+                found.setdefault(who, []).append((row.streams, median))
+    return dict(found)
+
+
+def draw(table: Table, path: Path) -> None:
+    """The picture, if its rows were measured."""
+    points = curves(table)
+    if points:
+        plot(points, "CPU for one event, in microseconds; each stream has one every 20 ms", path)
+
+
+def write_docs(table: Table) -> None:
+    for page, headline in PAGES.items():
+        pages.write(page, table, headline=headline)
+    draw(table, PICTURE_OF_THE_PAGES)
+
+
+def _processors() -> str:
+    count = len(_lines("/proc/cpuinfo", "processor"))
+    models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo", "model name")}
+    return f"{count} processors ({', '.join(sorted(models)) or platform.machine()})"
+
+
+def _lines(path: str, begin: str) -> list[str]:
+    return [line for line in Path(path).read_text().splitlines() if line.startswith(begin)]
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--quick", action="store_true", help="two short rounds")
+    options.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP", help=f"of {', '.join(GROUPS)}")
+    options.add_argument("--chain", choices=CHAINS, default="whole", help="the relay's plugins (default: whole)")
+    options.add_argument("--rounds", type=int, help="how many (default: 5)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="where every round's figures go")
+    options.add_argument(
+        "--router",
+        type=Path,
+        nargs="?",
+        const=OUT / "router",
+        metavar="VENV",
+        help="measure vllm-router too: the one in this virtual environment, or one that is installed in bench/out",
+    )
+    options.add_argument(
+        "--write-docs",
+        type=Path,
+        nargs="?",
+        const=TABLE,
+        metavar="FILE",
+        help="put the last run's table into the pages, or that of a --json",
+    )
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="20,100")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--quick", action="store_true", help="two short rounds")
-    args = parser.parse_args()
-    if args.quick:
-        args.rounds, args.seconds = 2, 2
-    model_port, relay_port, admin_port, nginx_port = (free_port() for _ in range(4))
-    nginx = shutil.which("nginx", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
-    rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory(prefix="relay-bench-") as name:
-        folder = Path(name)
-        (folder / "phrases.txt").write_text("\n".join(phrases()), encoding="utf-8")
-        toml = RELAY_TOML.format(port=relay_port, admin_port=admin_port, model_port=model_port, key=KEY)
-        (folder / "relay.toml").write_text(toml)
-        relay = [sys.executable, "-m", "relay", "serve", "--config", str(folder / "relay.toml")]
-        with (
-            started(sys.executable, "-m", "bench.model", str(model_port), port=model_port),
-            started(*relay, port=relay_port) as relay_process,
-        ):
-            targets = [Target("relay", relay_port, relay_process.pid)]
-            if nginx is None:
-                print("nginx is not installed; the relay is measured alone (apt-get install nginx-light)")
-                run(rows, targets, args)
-            else:
-                conf = folder / "nginx.conf"
-                conf.write_text(NGINX_CONF.format(folder=folder, port=nginx_port, model_port=model_port))
-                with started(nginx, "-c", str(conf), port=nginx_port) as nginx_process:
-                    run(rows, [*targets, Target("nginx", nginx_port, nginx_process.pid)], args)
-    print(report(rows))
+    args = parser().parse_args()
+    if args.write_docs:
+        write_docs(pages.load(args.write_docs))
+        return
+    allow_many_files()
+    if args.router:
+        install_router(args.router)
+    effort = QUICK if args.quick else FULL
+    if args.rounds:
+        effort = replace(effort, rounds=args.rounds)
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
+        lab = Lab(Path(folder), effort, args.chain, args.router)
+        table = run(lab, args.only or GROUPS)
+    print(pages.text(table))
+    if args.json:
+        pages.save(table, args.json)
+    if not args.only:
+        pages.save(table, TABLE)
+        draw(table, PICTURE)
 
 
-def run(rows: dict[tuple[str, int], list[dict[str, float]]], targets: list[Target], args: argparse.Namespace) -> None:
-    """Round by round, so that whatever else the machine does falls on all alike."""
-    for streams in map(int, args.streams.split(",")):
-        for _ in range(args.rounds):
-            for target in targets:
-                rows.setdefault((target.name, streams), []).append(measure(target, streams, args.seconds))
+def allow_many_files() -> None:
+    """Each of 5,000 streams is an open file of the clients', and two of a proxy's."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

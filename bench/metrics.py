@@ -22,6 +22,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
+from bench.load import Told
 from bench.processes import free_port, started
 
 KEYS, HOSTILE, MODELS, STREAMS = 10_000, 1_000, 10, 100
@@ -103,13 +104,13 @@ class Rig:
             took.append(await self.scrape())
         return statistics.median(each for each, _ in took), max(each for each, _ in took), took[-1][1]
 
-    async def stream(self, seconds: float) -> dict[str, float]:
-        """What `bench.load` says."""
+    async def stream(self, seconds: float) -> Told:
+        """What clients of streams say."""
         numbers = map(str, (self._port, STREAMS, seconds))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "bench.load", *numbers, "sk-0", stdout=asyncio.subprocess.PIPE
         )
-        said: dict[str, float] = json.loads((await process.communicate())[0])
+        said: Told = json.loads((await process.communicate())[0])
         return said
 
     async def whole(self, seconds: float) -> None:
@@ -130,7 +131,7 @@ class Rig:
         os.kill(self._pid, signal.SIGUSR1)
         while not self._sums.exists():  # noqa: ASYNC110 - of another process
             await asyncio.sleep(0.05)
-        counting, every = json.loads(self._sums.read_text())
+        counting, every = map(int, json.loads(self._sums.read_text()))
         return 100 * counting / max(1, every)
 
 
@@ -150,7 +151,8 @@ async def measure(rig: Rig, seconds: float) -> None:
     loud = await streaming
     report("streaming", *scraped)
     for name, said in (("without", quiet), ("with", loud)):
-        print(f"chunks {name:>7} scrapes: p50 {said['p50_us']:.0f} µs, p99 {said['p99_us']:.0f} µs late")
+        p50_us, p99_us = said["delay_us"] or (0, 0)
+        print(f"chunks {name:>7} scrapes: p50 {p50_us:.0f} µs, p99 {p99_us:.0f} µs late")
     await rig.share()
     await rig.whole(seconds)
     print(f"whole:     counting is {await rig.share():.2f} % of the relay's processor time")
@@ -170,7 +172,8 @@ def main(seconds: float) -> None:
         config.write_text(
             RELAY_TOML.format(port=port, admin_port=admin_port, model_port=model_port, models=models, keys=f"[{keys}]")
         )
-        processes.enter_context(started(sys.executable, "-m", "bench.model", str(model_port), port=model_port))
+        model = (sys.executable, "-m", "bench.model", str(model_port), "--whole", "1")
+        processes.enter_context(started(*model, port=model_port))
         relay = (sys.executable, "-m", "bench.sampled", str(sums), "serve", "--config", str(config))
         pid = processes.enter_context(started(*relay, port=port)).pid
         uvloop.run(ask(lambda session: Rig(session, port, admin_port, pid, sums), seconds))

@@ -108,7 +108,7 @@ class Plain:
         self._automaton = AhoCorasick(self.phrases)
 
     def copy(self, text: str) -> str:
-        return self._simplify(unicodedata.normalize("NFKC", text).casefold())
+        return str(self._simplify(unicodedata.normalize("NFKC", text).casefold()))
 
     def found(self, text: str) -> set[str]:
         """Phrases in a sentence, each as a copy."""
@@ -165,8 +165,8 @@ def compare(name: str, texts: dict[str, list[str]], phrases: list[str]) -> None:
             f"   plainly hit {plainly / len(sentences):8.4%}   newly hit {newly / len(sentences):8.4%} ({newly})"
             f"   texts of 1,000 characters newly hit {len(pages) / thousands:8.4%} of {thousands:,}"
         )
-        for hit, count in new.most_common(10):
-            print(f"      {count:5} {hit!r}")
+        for what, count in new.most_common(10):
+            print(f"      {count:5} {what!r}")
 
 
 def disguise(texts: dict[str, list[str]]) -> None:

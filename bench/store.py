@@ -137,7 +137,8 @@ def main() -> None:
     model_port = free_port()
     targets = []
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, ExitStack() as processes:
-        processes.enter_context(started(sys.executable, "-m", "bench.model", str(model_port), port=model_port))
+        model = (sys.executable, "-m", "bench.model", str(model_port), "--whole", "1")
+        processes.enter_context(started(*model, port=model_port))
         for name, (store, tables) in chains.items():
             config = Path(folder, name, "relay.toml")
             config.parent.mkdir()
