@@ -30,7 +30,7 @@ from aiohttp.helpers import BaseTimerContext
 from aiohttp.streams import StreamReader
 
 from relay.errors import forget_frames
-from relay.pure.shape import SIZES
+from relay.pure.framing import payload, split
 from relay.reply import Reply
 
 # How long an upstream may take to end its body after `[DONE]` before its connection is given up.
@@ -127,11 +127,11 @@ class PushReader(StreamReader):
 
 
 class PushProtocol(ResponseHandler):
-    """A connection that takes from a pushed body, past the parser, what is one whole HTTP chunk.
+    """A connection that takes from a pushed body, past the parser, reads that are whole HTTP chunks.
 
-    Servers write an event in a chunk and the chunk at once, so most reads are one. The parser stands between two chunks
-    before it and after it, so it need not see it. Anything else it does see: a chunk in pieces, several, the last one, a
-    size not written in the shortest way.
+    Servers write an event in a chunk and the chunk at once, so most reads are one, or several where we are behind. The
+    parser stands between two chunks before them and after them, so it need not see them. Anything else it does see: a
+    chunk in pieces, the last one, a size not written in the shortest way.
     """
 
     relay: _Relay | None = None  # of the body that is pushed
@@ -142,9 +142,10 @@ class PushProtocol(ResponseHandler):
         if consumer is not None:
             if consumer.on_chunk(data):
                 return
-            size, _, rest = data.partition(b"\r\n")
-            if SIZES.get(size) == len(data) and data.endswith(b"\r\n"):
-                consumer.on_data(rest[:-2])
+            if chunks := split(data):
+                for chunk in chunks:
+                    if len(chunks) == 1 or not consumer.on_chunk(chunk):
+                        consumer.on_data(payload(chunk))
                 return
             self.between = None
         super().data_received(data)

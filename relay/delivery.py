@@ -20,7 +20,8 @@ from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, framed, readable, usage_of
+from relay.pure.framing import framed
+from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable, usage_of
 from relay.pure.plain import plain_text
 from relay.pure.shape import Shape, Shapes, shape_of
 from relay.pure.sse import Decoder, EventTooLarge

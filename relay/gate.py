@@ -163,7 +163,9 @@ class Gate:
         """Have a window judged, in a task that calls back."""
         assert self._judge is not None, "windows are cut for a judge only"
         run = window.run
-        context = replace(self._context, surface=run.surface, choice=run.choice)
+        context = self._context
+        if context.surface != run.surface or context.choice != run.choice:
+            context = self._context = replace(context, surface=run.surface, choice=run.choice)
         judging = self._judge.check(partial(self._show, window), context, self._tally)
         task = (self._outlive or self._ex.spawn)(judging)
         # A callback, since a task that is cancelled before its first step says nothing itself.

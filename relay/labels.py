@@ -47,14 +47,17 @@ class LabelPolicy:
             # It has said no place.
             action: Action = "block" if whole == "mask" else whole
             return Ruling(action, verdict.label, verdict.score or 0, moderator, verdict.reference)
+        action, label, score = whole, verdict.label, verdict.score
         found = [(self._action(finding), finding) for finding in verdict.findings]
-        masks = self._masks(whole, verdict.label, found)
-        entries = [(whole, verdict.label, verdict.score), *((action, each.label, each.score) for action, each in found)]
-        # The first of the strictest, if possible one that says what it is.
-        action, label, score = max(entries, key=lambda entry: (STRICTNESS[entry[0]], entry[1] != ""))
-        if action == "mask" and masks is None:
-            action = "block"
-        return Ruling(action, label, score or 0, moderator, verdict.reference, masks or () if action == "mask" else ())
+        for other, finding in found:
+            # The first of the strictest, if possible one that says what it is.
+            stricter = STRICTNESS[other] - STRICTNESS[action]
+            if stricter > 0 or (stricter == 0 and finding.label and not label):
+                action, label, score = other, finding.label, finding.score
+        masks = self._masks(whole, verdict.label, found) if action == "mask" else ()
+        if masks is None:
+            action, masks = "block", ()
+        return Ruling(action, label, score or 0, moderator, verdict.reference, masks)
 
     def _action(self, said: Verdict | Finding) -> Action:
         thresholds = self.thresholds.get(said.label)

@@ -3,7 +3,7 @@
 One `Upstreams` a process. The next upstream is tried only while nothing has been sent to the client, the failure is one
 that the operator lists in `retry_on`, and the retries of all requests together stay a small share of them.
 
-What is sent on: our own headers and the body, nothing of the client's. How it is sent is for `relay.endpoint` to say.
+What is sent on: our own headers and the body, nothing of the client's. How it is sent is for `relay.connections` to say.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from aiohttp.http import HttpProcessingError
 from relay.balancer import Balancer
 from relay.body import Body
 from relay.config import Upstream
-from relay.endpoint import Connector, Endpoint, StaleError
+from relay.connections import Connector, StaleError
+from relay.endpoint import Endpoint
 from relay.errors import NO_RETRY, RelayError, UpstreamError, forget_frames
 from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange

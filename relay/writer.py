@@ -17,11 +17,12 @@ from multidict import CIMultiDict
 from relay.errors import InternalError, RelayError
 from relay.exchange import Exchange, Outcome
 from relay.head import BODILESS, Sent, head
-from relay.pure.openai import Chunk, error_event, framed
+from relay.pure.framing import framed
+from relay.pure.openai import Chunk, error_event
 from relay.pure.surfaces import says
 
 # What we may hold for a client that does not read. The kernel's buffers come on top.
-HIGH_WATER_BYTES: Final = 65_536
+HIGH_WATER_BYTES: Final = 57_344  # with what one read may add, 64 KiB
 
 STREAM_HEADERS: Final[Mapping[str, str]] = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",

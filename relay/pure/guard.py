@@ -547,13 +547,14 @@ class Guard:
         self._room = max(self._policy.held_bytes, self._held + self._held // 8)
 
     def _emit(self, held: Held) -> None:
-        self._held -= held.size
+        chunk = held.chunk
+        self._held -= chunk.size
         if held.closes is not None:
             self._emit_closing(held.closes)
             return
         tally = self.tally
-        tally.longest_hold_s = max(tally.longest_hold_s, self._now - held.since)
-        chunk = held.chunk
+        held_s = self._now - held.since
+        tally.longest_hold_s = max(tally.longest_hold_s, held_s)
         dropped = held.dropped
         said = sum(held.chars)
         if dropped:
@@ -565,13 +566,15 @@ class Guard:
         for entry, choice in enumerate(held.choices):
             if entry not in dropped:
                 choice.started = True
-        if any(run.masks for run, _ in held.waits):
-            chunk, hidden = rewrite.masked(chunk, held.waits, whole=self._whole)
-            said -= hidden
-            tally.blocked += hidden
+        for run, _ in held.waits:
+            if run.masks:
+                chunk, hidden = rewrite.masked(chunk, held.waits, whole=self._whole)
+                said -= hidden
+                tally.blocked += hidden
+                break
         tally.released += said
         if said and tally.first_hold_s is None:
-            tally.first_hold_s = self._now - held.since
+            tally.first_hold_s = held_s
         if not held.choices and self._wants_usage and (chunk.json or {}).get("usage"):
             self._wants_usage = False  # it has it
         self.released.append(chunk)

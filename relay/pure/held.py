@@ -113,13 +113,15 @@ class Lane:
                 if self.first_hold_s is None:
                     self.first_hold_s = 0.0
                 release(chunk)
-                return not (self._remote and run.ripe(now))
+                return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
         else:
             self.found = found
         size = chunk.size
         frames.append((chunk, size, run.needs, said, now))
         self.bytes += size
-        return well and self.bytes <= self.room and not (self._remote and run.ripe(now))
+        if not well or self.bytes > self.room:
+            return False
+        return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
 
     def release(self, now: float, release: Callable[[Chunk], None]) -> None:
         """More of the run is cleared: what may leave is released."""
@@ -134,9 +136,9 @@ class Lane:
         if self.first_hold_s is None:
             self.first_hold_s = held_s
         while frames and frames[0][2] <= horizon:
-            chunk, size, *_ = frames.popleft()
-            self.bytes -= size
-            release(chunk)
+            frame = frames.popleft()
+            self.bytes -= frame[1]
+            release(frame[0])
 
     def take(self, held: Held) -> None:
         """Take a frame that waits for more of the run, and for nothing else."""

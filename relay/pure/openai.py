@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from relay.pure.framing import framed, payload
 from relay.pure.sse import Event
 
 Frame = dict[str, Any]
@@ -116,16 +117,11 @@ class PlainChunk(Chunk):
 
     @property
     def raw(self) -> bytes:  # type: ignore[override]
-        return self.framed[self.framed.index(b"\n") + 1 : -2]
+        return payload(self.framed)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         return self.raw[5:].strip()
-
-
-def framed(data: bytes) -> bytes:
-    """Bytes as an HTTP chunk (RFC 9112, section 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _load_leniently(data: bytes) -> Any:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
+from relay.pure.framing import SIZES
 from relay.pure.plain import plain_text
 
 # How many patterns are remembered, over all upstreams; a shape has two. One costs a compilation of half a millisecond, and some KiB.
@@ -26,8 +27,6 @@ SHAPES: Final = 512
 # A frame without its text; more than this is none of a stream's commonest.
 MAX_BYTES: Final = 2048
 
-# How long HTTP chunks are as a whole, by their sizes as servers write them. Longer ones are rare and worth their parsing.
-SIZES: Final = {text: len(text) + 4 + size for size in range(1, 4096) for text in (b"%x" % size, b"%X" % size)}
 # What texts of a shape are remembered, and how many.
 TOKEN_BYTES: Final = 32
 TOKENS: Final = 4096

@@ -134,7 +134,7 @@ class Run:
     __slots__ = (
         "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners",
         "_sentence", "_sentence_at", "_take", "_transcript", "_unescaper", "ahead", "arguing", "began", "beside", "choice",
-        "cut", "end", "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "since", "start", "stopped",
+        "cut", "due", "end", "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "ripe_at", "since", "start", "stopped",
         "surface", "windows", "withdrawn_from",
     )  # fmt: skip
 
@@ -161,6 +161,9 @@ class Run:
         self.stopped = False  # a violation was found in it
         self.evasion: int | None = None  # where a row of originals that fold to nothing was too long
         self.since = 0.0  # when the oldest character that is in no window came
+        # A window that is ripe is so from this end of the run on, or from this time.
+        self.ripe_at = 0
+        self.due = 0.0
         self.masks: list[tuple[int, int]] = []  # what leaves masked, half-open
         self.withdrawn_from: int | None = None  # the original from which on a stopped run had left uncleared
         self.ahead = 0  # how many of them
@@ -257,7 +260,8 @@ class Run:
                 if self._remote:
                     copy = fold(text)
                     self._transcript.extend(text, copy)
-                    self._follow(copy, start, now)
+                    if start == self.cut or not _SENTENCE_ENDS.isdisjoint(copy):
+                        self._follow(copy, start, now)
                     cleared = self._passed + self._ahead
                     if cleared < horizon:
                         horizon = cleared
@@ -296,10 +300,24 @@ class Run:
     def _follow(self, copy: str, start: int, now: float) -> None:
         """Note what decides when a window is cut: when its text began to come, and where a sentence ends."""
         if start == self.cut:
-            self.since = now
+            self._count_from(now)
         if not _SENTENCE_ENDS.isdisjoint(copy):
             self._sentence = start + max(map(copy.rfind, SENTENCE_ENDS)) + 1
             self._sentence_at = now
+            if self._sentence - self.cut >= self._cutting.sentence_chars:
+                self.ripe_at = 0
+
+    def _count_from(self, since: float) -> None:
+        """The oldest character that is in no window has come then, or will."""
+        cutting = self._cutting
+        self.since = since
+        self.due = since + cutting.max_wait_s
+        if self._sentence - self.cut >= cutting.sentence_chars:
+            self.ripe_at = 0
+        elif self.cut:
+            self.ripe_at = self.cut + cutting.max_chars
+        else:
+            self.ripe_at = min(cutting.max_chars, cutting.first_chars + cutting.overlap)
 
     def _count_nothing(self, text: str) -> None:
         if len(text) + self._before > MAX_NOTHING and longest_nothing(text, self._before) > MAX_NOTHING:
@@ -343,14 +361,14 @@ class Run:
             or fresh >= cutting.max_chars
             or (not self.cut and fresh >= cutting.first_chars + cutting.overlap)
             or self._sentence - self.cut >= cutting.sentence_chars
-            or now >= self.since + cutting.max_wait_s  # as `deadline` reckons: the two must agree to the last bit
+            or now >= self.due
         )
 
     def deadline(self) -> float | None:
         """When a window has to be cut if nothing else happens."""
         if self.end == self.cut or self.stopped or self._growing:
             return None
-        return self.since + self._cutting.max_wait_s
+        return self.due
 
     @property
     def _growing(self) -> bool:
@@ -391,7 +409,7 @@ class Run:
         window.passage = passage
         window.end = self.cut = end
         # What stands behind a sentence end came with it or later.
-        self.since = self._sentence_at if end == self._sentence else now
+        self._count_from(self._sentence_at if end == self._sentence else now)
 
     def passed(self, window: Window) -> None:
         """A window is cleared; its text leaves only after that of the windows before it."""

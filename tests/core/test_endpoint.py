@@ -15,7 +15,8 @@ from aiohttp.http import HttpProcessingError
 
 import relay.endpoint
 from relay.config import Upstream
-from relay.endpoint import MAX_WRITE_BYTES, ClientProtocol, Connector, Endpoint, StaleError
+from relay.connections import MAX_WRITE_BYTES, ClientProtocol, Connector, StaleError
+from relay.endpoint import Endpoint
 from relay.reply import Reply
 from relay.secret import Secret
 from relay.testing import Close, End, Gate, Hang, Head, Raw, Script, ScriptedUpstream, Send, whole
@@ -399,10 +400,10 @@ class TestIdle:
         await ask.text()
         assert [1, 2] == ask.connections()
 
-    async def test_one_too_old_is_not_taken(self, asking, monkeypatch):
+    async def test_one_too_old_is_not_taken(self, asking):
         ask = await asking(OK)
         await ask.text()
-        monkeypatch.setattr(relay.endpoint, "POOL_IDLE_S", -1.0)
+        ask.endpoint._idle_s = -1.0
         await ask.text()
         assert [1, 2] == ask.connections()
 

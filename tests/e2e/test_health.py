@@ -127,7 +127,7 @@ class TestOnceOnly:
 
     async def test_a_used_connection_that_dies_late(self, serve, monkeypatch):
         """It is no stale one: the upstream has had the request for a while."""
-        monkeypatch.setattr("relay.endpoint.STALE_S", 0.0)
+        monkeypatch.setattr("relay.connections.STALE_S", 0.0)
         rig = await serve([ANSWER, Script(Close()), ANSWER])
         assert 200 == (await rig.ask()).status
         reply = await rig.ask()

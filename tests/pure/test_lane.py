@@ -34,7 +34,7 @@ class Plodding(Guard):
         return None
 
 
-TEXTS = ["敏", "感", "词", "好", "你敏", "感好", "好的", " a", "s ", "x", "a", "\u0301", "敏\u200b"]
+TEXTS = ["敏", "感", "词", "。", "词！", "好", "你敏", "感好", "好的", " a", "s ", "x", "a", "\u0301", "敏\u200b"]
 ESCAPED = frames.text("敏").replace("敏".encode(), b"\\u654f")
 ODD = [
     frames.text("x", id="x" * 300),
@@ -71,6 +71,7 @@ def policy(random: Random) -> Policy:
         cutting=Cutting(
             holdback_chars=random.randint(1, 4),
             first_chars=random.randint(1, 6),
+            sentence_chars=random.choice([2, 5, 64]),
             max_chars=random.randint(2, 9),
             max_wait_s=random.choice([0.5, 9.0]),
         ),
@@ -164,6 +165,22 @@ def test_the_lane_is_taken() -> None:
         guard.feed(chunk, 9.0)
     assert guard.lane is None  # a frame of another kind waited
     assert not guard._queue
+
+
+def test_the_lane_stays_open_over_verdicts_that_pass() -> None:
+    """What is cleared leaves it; any other verdict is for the long way."""
+    policy = Policy(cutting=Cutting(holdback_chars=1, first_chars=3))
+    guard = talk("好", "好", "好", "好", policy=policy, remote=True)
+    lane, [window] = guard.lane, guard.checks
+    assert "好好好好" == guard.show(window, 4.0)
+    assert lane is not None
+    assert len(frames.text("好")) * 4 == lane.bytes
+    guard.judged(window, RULINGS["pass"], 5.0)
+    assert lane is guard.lane
+    assert (0, 0) == (lane.bytes, guard.in_flight)
+    assert [frames.role(), *[frames.text("好")] * 4] == [chunk.raw for chunk in guard.released]
+    guard.failed(window, 6.0)
+    assert guard.lane is None
 
 
 def test_what_waits_already_goes_into_a_new_lane() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from relay.pure.openai import Chunk, PlainChunk, framed
+from relay.pure.framing import framed
+from relay.pure.openai import Chunk, PlainChunk
 from relay.pure.plain import plain_text
 from relay.pure.shape import MAX_BYTES, Shape, Shapes, shape_of
 from relay.pure.sse import Decoder

@@ -1,8 +1,8 @@
 """The service at the other end of a connection: one call out, one answer or one `NoVerdict` in.
 
 The SDK's own clients are not used: they cost more than twice the CPU of a call, block or open a connection for every
-call, and retry wrongly. Here are its models, its signature and its errors over one aiohttp session that keeps its
-connections. No time-outs and no retries: the relay cancels, and asks again.
+call, and retry wrongly. Here are its models, its signature and its errors over the relay's own connections, which are
+kept. No time-outs and no retries: the relay cancels, and asks again.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from typing import Final, Self
 
 import aiohttp
 import orjson
+from aiohttp.http import HttpProcessingError
 from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 from tencentcloud.tms.v20201229 import models
 from yarl import URL
 
+from relay.connections import Connections, Connector
 from relay.moderator import Unauthorized, Unavailable
+from relay.reply import Reply
 from relay.secret import Secret
 from relay_plugins.tencent.faults import fault, refused_by_status
 from relay_plugins.tencent.signature import headers
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
-# Above what a full rate has in flight while the service is slow: 800 calls/s, each given up after 2 s.
-_MAX_CONNECTIONS: Final = 2000
 _KEEP_ALIVE_S: Final = 30
 _VISIBLE: Final = re.compile(r"[!-~]*").fullmatch
-_CONNECTION_HEADERS: Final = {"User-Agent": "moderelay"}
-_NOT_SENT: Final = ("Accept", "Accept-Encoding")  # nothing is gained by compressing a kilobyte
+# Nothing is gained by compressing a kilobyte.
+_BEGINNING: Final = "POST / HTTP/1.1\r\nUser-Agent: moderelay\r\nAccept-Encoding: identity"
 
 
 class Service:
@@ -40,10 +41,9 @@ class Service:
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, url: URL, region: str, secrets: tuple[Secret, Secret, Secret | None]
+        self, connections: Connections, url: URL, region: str, secrets: tuple[Secret, Secret, Secret | None]
     ) -> None:
-        self._session = session
-        self._url = url
+        self._connections = connections
         self._host = url.host_port_subcomponent or ""
         self._region = region
         self._secrets = secrets
@@ -53,46 +53,44 @@ class Service:
     async def connected(
         cls, url: URL, region: str, secret_id: Secret, secret_key: Secret, token: Secret | None
     ) -> AsyncIterator[Self]:
-        """A service with a session of its own, closed after the block."""
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=_CONNECTION_HEADERS,
-            skip_auto_headers=_NOT_SENT,
-            trust_env=False,
-        )
-        async with session:
-            yield cls(session, url, region, (secret_id, secret_key, token))
+        """A service with connections of its own, closed after the block."""
+        connector = Connector()
+        connections = Connections(url, connector, idle_s=_KEEP_ALIVE_S)
+        try:
+            yield cls(connections, url, region, (secret_id, secret_key, token))
+        finally:
+            connections.close()
+            await connector.close()
 
     async def ask(self, request: models.TextModerationRequest) -> models.TextModerationResponse:
         """Raises NoVerdict."""
         body = orjson.dumps(request._serialize())
         now = time.time()
-        date = ""
+        head = self._head(body, now)
         try:
-            async with self._session.post(
-                self._url, data=body, headers=self._headers(body, now), allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    raise refused_by_status(response.status)
-                date = response.headers.get("Date", "")
-                return _read(await _bounded(response))
+            reply = await self._connections.post(head, body)
+            try:
+                if reply.status != 200:
+                    raise refused_by_status(reply.status)
+                return _read(await _bounded(reply))
+            finally:
+                reply.close()  # if it has not ended
         except TencentCloudSDKException as error:
             # Not chained: the service's words may quote what it was sent.
-            raise fault(error, date, now) from None
-        except (aiohttp.ClientError, OSError) as error:
+            raise fault(error, reply.headers.get("Date", ""), now) from None
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             # Not chained either: some of them hold the request's headers.
             raise Unavailable(f"the connection failed ({type(error).__name__})") from None
 
-    def _headers(self, body: bytes, now: float) -> dict[str, str]:
+    def _head(self, body: bytes, now: float) -> bytes:
         secret_id, secret_key, token = self._secrets
         known = secret_id.reveal(), secret_key.reveal(), token.reveal() if token is not None else ""
         if problem := unusable(*known):
             raise Unauthorized(problem)
-        return headers(
+        signed = headers(
             body, host=self._host, region=self._region, secret_id=known[0], secret_key=known[1], token=known[2], now=now
         )
+        return "\r\n".join((_BEGINNING, *map(": ".join, signed.items()))).encode()
 
 
 def unusable(secret_id: str, secret_key: str, token: str) -> str:
@@ -103,8 +101,8 @@ def unusable(secret_id: str, secret_key: str, token: str) -> str:
     return "secret_id holds a slash or a comma, which no credential has" if "/" in secret_id or "," in secret_id else ""
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    content, body = response.content, b""
+async def _bounded(reply: Reply) -> bytes:
+    content, body = reply.content, b""
     while not content.at_eof():  # mostly once: an answer is a kilobyte or two
         body += await content.readany()
         if len(body) > MAX_ANSWER_BYTES:

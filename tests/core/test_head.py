@@ -1,0 +1,72 @@
+"""Heads say what becomes of the connection, and where the body ends."""
+
+import pytest
+from aiohttp import HttpVersion10, HttpVersion11
+from aiohttp.http import HttpVersion
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
+
+from relay.head import Sent, head
+
+
+def lines(
+    version: HttpVersion,
+    keep: bool,
+    length: int | None,
+    *headers: tuple[str, str],
+    status: int = 200,
+) -> tuple[str, dict[str, str], Sent]:
+    """The status line, the headers in lower case, and what the handler returns. keep: as the client asks for."""
+    request = make_mocked_request("POST", "/", version=version)
+    request._message = request._message._replace(should_close=not keep)
+    data, sent = head(request, status, CIMultiDict(headers), length)
+    first, *rest = data.decode().removesuffix("\r\n\r\n").split("\r\n")
+    assert len({line.partition(": ")[0].lower() for line in rest}) == len(rest)
+    return first, {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, sent
+
+
+@pytest.mark.parametrize(
+    ("version", "keep", "length", "said", "kept"),
+    [
+        (HttpVersion11, True, 3, {"content-length": "3"}, True),
+        (HttpVersion11, True, None, {"transfer-encoding": "chunked"}, True),
+        (HttpVersion11, False, 3, {"content-length": "3", "connection": "close"}, False),
+        (HttpVersion10, False, 3, {"content-length": "3", "connection": "close"}, False),
+        (HttpVersion10, True, 3, {"content-length": "3", "connection": "keep-alive"}, True),
+        (HttpVersion10, True, None, {"connection": "close"}, False),
+    ],
+)
+def test_the_connection(version: HttpVersion, keep: bool, length: int | None, said: dict[str, str], kept: bool) -> None:
+    """A body without a length ends in chunks, or with its connection where those are not known."""
+    first, headers, sent = lines(version, keep, length)
+    assert first == f"HTTP/{version.major}.{version.minor} 200 OK"
+    assert headers.pop("date").endswith(" GMT")
+    assert (headers, sent.keep_alive, sent.status) == (said, kept, 200)
+
+
+def test_a_reply_may_end_its_connection() -> None:
+    """By its own header."""
+    _, headers, sent = lines(HttpVersion11, True, 0, ("Connection", "close"))
+    assert (headers["connection"], sent.keep_alive) == ("close", False)
+
+
+def test_nobody_else_says_where_the_body_ends() -> None:
+    """Two lengths, or a length and chunks, let two readers find two replies (RFC 9112, section 6.3)."""
+    _, headers, _ = lines(HttpVersion11, True, None, ("Content-Length", "7"))
+    assert "content-length" not in headers
+    _, headers, _ = lines(HttpVersion11, True, 3, ("Content-Length", "7"), ("Transfer-Encoding", "chunked"))
+    assert (headers["content-length"], "transfer-encoding" in headers) == ("3", False)
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (299, "299 ")])
+def test_statuses(status: int, said: str) -> None:
+    """Those that nobody has named too."""
+    assert lines(HttpVersion11, True, 0, status=status)[0] == f"HTTP/1.1 {said}"
+
+
+@pytest.mark.parametrize("text", ["a\r\nb: c", "a\nb", "a\0b"])
+def test_no_header_says_more_than_itself(text: str) -> None:
+    """Line ends would begin another one."""
+    for header in (("x-a", text), (text, "a")):
+        with pytest.raises(ValueError, match=r"[Ff]orbidden|Newline"):
+            lines(HttpVersion11, True, 0, header)
