@@ -33,7 +33,7 @@ from relay.errors import (
 )
 from relay.events import MODEL_CHARS, NOWHERE, Publisher
 from relay.exchange import CALLER, STOPPED_BY, Exchange, Operation, Outcome
-from relay.head import Sent
+from relay.head import BODILESS, Sent
 from relay.http import SERVER, new_id, read_body
 from relay.keys import API_KEY
 from relay.log import Logger
@@ -266,9 +266,10 @@ class App:
             reply.asked_at, reply.moderated_s = monotonic(), ex.moderated_s or 0.0
             reply.answer = await self._ask(ex)
         stall_timeout_s = self._server.stall_timeout_s
+        bodiless = answered is not None and answered.status in BODILESS
         writer: Writer = (
             StreamWriter(ex, request, self._outbox, stall_timeout_s=stall_timeout_s)
-            if stream
+            if stream and not bodiless
             else WholeWriter(ex, request, stall_timeout_s=stall_timeout_s)
         )
         reply.writer = writer
@@ -299,7 +300,7 @@ class App:
                 idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
             )
             reply.delivery.start()
-        if not stream:
+        if isinstance(writer, WholeWriter):
             return await writer.run()
         self._metrics.stream_opened()
         try:

@@ -40,19 +40,20 @@ def head(request: web.BaseRequest, status: int, headers: CIMultiDict[str], lengt
     """The head of a reply to `request`, and what its handler returns when all is written.
 
     headers: changed in here. length: of the body, in bytes; None for one in chunks, or that ends with its connection for
-    a client that knows no chunks. Raises ValueError if a header holds a line end.
+    a client that knows no chunks; of no meaning for a status without a body. Raises ValueError if a header holds a line end.
     """
     version, keep_alive = request.version, request.keep_alive
-    if length is not None:
-        headers.pop(hdrs.TRANSFER_ENCODING, None)
+    headers.pop(hdrs.TRANSFER_ENCODING, None)
+    headers.pop(hdrs.CONTENT_LENGTH, None)
+    if status in BODILESS:
+        pass
+    elif length is not None:
         headers[hdrs.CONTENT_LENGTH] = str(length)
+    elif version >= HttpVersion11:
+        headers[hdrs.TRANSFER_ENCODING] = "chunked"
     else:
-        headers.pop(hdrs.CONTENT_LENGTH, None)
-        if version >= HttpVersion11:
-            headers[hdrs.TRANSFER_ENCODING] = "chunked"
-        else:
-            keep_alive = False
-    if headers.get(hdrs.CONNECTION) == "close":
+        keep_alive = False
+    if headers.get(hdrs.CONNECTION, "").lower() == "close":
         keep_alive = False
     elif not keep_alive:
         headers[hdrs.CONNECTION] = "close"

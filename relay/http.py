@@ -256,7 +256,7 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
         body: bytes = request.content.read_nowait()
         if len(body) > max_bytes:
             raise _too_large(max_bytes)
-        return body
+        return _sound(request, body)
     parts: list[bytes] = []
     size = 0
     try:
@@ -270,9 +270,14 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
         raise Reject(
             f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408, headers=_CLOSE
         ) from None
+    return _sound(request, b"".join(parts))
+
+
+def _sound(request: web.BaseRequest, body: bytes) -> bytes:
+    """The body, if it did not break off in the middle."""
     if isinstance(request.protocol, _Connection) and request.protocol.broken:
         raise _invalid()
-    return b"".join(parts)
+    return body
 
 
 def _too_large(max_bytes: int) -> Reject:

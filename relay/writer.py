@@ -108,8 +108,8 @@ class StreamWriter:
         if outcome.kind != "client_gone" and (self._began or outcome.error is None):
             error = error_event(outcome.error.body) if outcome.error is not None else b""
             self._say(error + outcome.done)
-        if self._began and self._chunked:
-            self._pending.append(LAST_CHUNK)
+            if self._chunked:
+                self._pending.append(LAST_CHUNK)
         self.flush()
         self._ended.set()
         self._wake()
@@ -184,7 +184,7 @@ class StreamWriter:
 
 
 class WholeWriter:
-    """Sends a reply that is not streamed."""
+    """Sends a reply that is not streamed, or has no body."""
 
     def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
@@ -221,11 +221,11 @@ class WholeWriter:
         await self._ended.wait()
         if self.outcome is not None and self.outcome.error is not None:
             raise self.outcome.error
-        if self._body is None:
-            raise InternalError
         request, body = self._request, b"" if self.status in BODILESS else self._body
+        if body is None:
+            raise InternalError
         headers = _headers(self._ex, _WHOLE_HEADERS, self.headers)
-        begin, sent = head(request, self.status, headers, None if self.status in BODILESS else len(body))
+        begin, sent = head(request, self.status, headers, len(body))
         transport = _open(request)
         self.first_at = monotonic()
         transport.write(begin + body[:HIGH_WATER_BYTES])

@@ -46,8 +46,9 @@ def test_the_connection(version: HttpVersion, keep: bool, length: int | None, sa
 
 def test_a_reply_may_end_its_connection() -> None:
     """By its own header."""
-    _, headers, sent = lines(HttpVersion11, True, 0, ("Connection", "close"))
-    assert (headers["connection"], sent.keep_alive) == ("close", False)
+    for word in ("close", "Close"):
+        _, headers, sent = lines(HttpVersion11, True, 0, ("Connection", word))
+        assert (headers["connection"], sent.keep_alive) == (word, False)
 
 
 def test_nobody_else_says_where_the_body_ends() -> None:
@@ -56,6 +57,23 @@ def test_nobody_else_says_where_the_body_ends() -> None:
     assert "content-length" not in headers
     _, headers, _ = lines(HttpVersion11, True, 3, ("Content-Length", "7"), ("Transfer-Encoding", "chunked"))
     assert (headers["content-length"], "transfer-encoding" in headers) == ("3", False)
+
+
+@pytest.mark.parametrize("version", [HttpVersion10, HttpVersion11])
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_reply_without_a_body_says_nothing_of_one(version: HttpVersion, status: int) -> None:
+    """Whoever believed it would wait for one (RFC 9112, section 6.1)."""
+    given = (("Transfer-Encoding", "chunked"), ("Content-Length", "7"))
+    for length in (None, 0):
+        _, headers, sent = lines(version, True, length, *given, status=status)
+        assert not headers.keys() & {"transfer-encoding", "content-length"}
+        assert sent.keep_alive
+
+
+def test_a_client_that_knows_no_chunks_is_told_of_none() -> None:
+    """Whatever a plugin says."""
+    _, headers, _ = lines(HttpVersion10, True, None, ("Transfer-Encoding", "chunked"))
+    assert "transfer-encoding" not in headers
 
 
 @pytest.mark.parametrize(("status", "said"), [(404, "404 Not Found"), (299, "299 ")])

@@ -113,6 +113,20 @@ class Answering(Plugin):
         return Reply((Chunk.body(json.dumps(frame).encode()),))
 
 
+class NothingNew(Plugin):
+    """Answers the first request with a status that has no body, as a cache does that knows what its client has."""
+
+    status: int = 304
+    chunks: bool = False
+
+    async def on_request(self, ex):
+        if not hasattr(self, "_answered"):
+            self._answered = True
+            frame = {"choices": [{"index": 0, "delta": {"content": "never seen"}}]}
+            return Reply((Chunk.event(frame),) if self.chunks else (), self.status, {"Content-Length": "7"})
+        return None
+
+
 class Failing(Plugin):
     """Fails when a reply begins."""
 

@@ -7,6 +7,8 @@ import pytest
 
 from relay.testing import Gate, Head, Script, Send, answers, frames, streamed, whole
 
+from .conftest import AUTH
+
 HELLO = frames.stream(["Hel", "lo ", "世界"])
 DATA = b"".join(HELLO)
 BOTH = answers(["Hel", "lo"])
@@ -214,6 +216,21 @@ class TestVersions:
         wire = await rig.dial()
         wire.send(rig.request(version="1.0", stream=False))
         assert "Hello" == (await wire.reply()).texts()[0]
+
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize("chunks", [True, False])
+    @pytest.mark.parametrize("status", [204, 304])
+    async def test_a_status_without_a_body(self, serve, status, chunks, stream):
+        """Nothing comes behind its head but the answer to the next request."""
+        answers = {"use": "fakes:NothingNew", "status": status, "chunks": chunks}
+        rig = await serve(streamed(HELLO), chain=[AUTH, answers])
+        wire = await rig.dial()
+        wire.send(rig.request(stream=stream))
+        given, head = await wire.head()
+        assert status == given
+        assert not head.keys() & {"content-length", "transfer-encoding"}
+        wire.send(rig.request())
+        assert DATA == (await wire.reply()).data
 
     async def test_a_connection_that_is_to_be_closed(self, rig):
         """`Connection: close` is kept to after the stream."""
