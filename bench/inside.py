@@ -85,6 +85,9 @@ class Wire(asyncio.Transport):
     def writelines(self, parts: Any) -> None:
         self.write(b"".join(parts))
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is kept."""
+
     def get_write_buffer_size(self) -> int:
         return 0
 

@@ -28,7 +28,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from relay.errors import InternalError, Reject, RelayError
 from relay.head import Sent
-from relay.writer import error_response
+from relay.writer import HIGH_WATER_BYTES, error_response
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Sent]]
 # The error that was answered, its request id, and what was raised if that was not a client's fault.
@@ -75,6 +75,7 @@ class Listener(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)  # from here on a writer that waits, waits
         self._counted(1)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:

@@ -22,7 +22,7 @@ from relay.pure.openai import Chunk, error_event
 from relay.pure.surfaces import says
 
 # What we may hold for a client that does not read. The kernel's buffers come on top.
-HIGH_WATER_BYTES: Final = 57_344  # with what one read may add, 64 KiB
+HIGH_WATER_BYTES: Final = 49_152  # with what comes before reading stops, and what waits for a verdict, below 64 KiB
 
 STREAM_HEADERS: Final[Mapping[str, str]] = {
     hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
