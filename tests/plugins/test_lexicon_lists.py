@@ -191,10 +191,10 @@ async def test_a_lexicon_can_be_asked() -> None:
 # Files that change
 
 
-def replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str | bytes) -> None:
     """Another file in the place of this one, as editors and deployments do."""
     other = path.with_name("other")
-    other.write_text(content)
+    other.write_bytes(content.encode() if isinstance(content, str) else content)
     other.replace(path)
 
 
@@ -288,7 +288,7 @@ async def test_files_are_watched(lexicon: Lexicon, path: Path, tmp_path: Path, m
         assert ["bbb", "zzz"] == found(lexicon, "aaa bbb zzz")
         assert [(0, 3)] == [(hit.start, hit.end) for hit in old.feed("a bbb ")]
 
-        await asyncio.to_thread(path.write_bytes, b"ddd\n\xff")
+        await asyncio.to_thread(replace, path, b"ddd\n\xff")
         warning = {"problem": f"{path}, line 2: not UTF-8; save the file as UTF-8"}
         assert ("warning", "lexicon_kept", warning) == await log.lines.get()
         assert ["bbb"] == found(lexicon, "aaa bbb ddd")
