@@ -228,8 +228,11 @@ class Requests:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(at_a_time):
                         group.create_task(ask())
-            except* RelayError as errors:
-                raise next(_leaves(errors)) from None
+            except BaseExceptionGroup as errors:  # not `except*`: up to Python 3.11.3 what it raises is a group again
+                refusals, others = errors.split(RelayError)
+                if refusals is None or others is not None:
+                    raise
+                raise next(_leaves(refusals)) from None
         # The others were not cancelled: one of them may be the one call that finds out that an outage is over.
         if unjudged:
             raise unavailable(acted=False)
