@@ -23,7 +23,7 @@ from relay.plugin import Reply, Sink
 from relay.pure.framing import framed
 from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable, usage_of
 from relay.pure.plain import plain_text
-from relay.pure.shape import Shape, Shapes, shape_of
+from relay.pure.shape import Shapes, Stencil, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
 from relay.pure.surfaces import IndexUnclearError, finished, says
 
@@ -124,7 +124,7 @@ class Delivery(ABC):
 class StreamDelivery(Delivery):
     """An event stream."""
 
-    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape", "_shapes")
+    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape", "_shapes", "_stencil")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body, shapes: Shapes | None = None) -> None:
         """`shapes` is what earlier streams of this upstream have shown of its frames."""
@@ -133,26 +133,36 @@ class StreamDelivery(Delivery):
         self._finished: set[int] = set()  # indexes of choices that have a finish_reason
         self._shapes = shapes or Shapes()
         self._shape = self._shapes.newest  # of its commonest frame
-        self._ready: Shape | None = None  # the same, while nothing of another event has come
+        self._stencil = Stencil(self._shape) if self._shape is not None else None  # what this stream repeats of it
+        self._ready: Stencil | None = None  # the same, while nothing of another event has come
         self._lessons = MAX_LESSONS
 
     def on_chunk(self, data: bytes) -> bool:
         """A read that may be one whole HTTP chunk with one more of the commonest events; whether it was."""
-        said = self._ready.said_framed(data) if self._ready is not None else None
-        if said is None or self.done:
+        ready = self._ready
+        if ready is None or self.done:
+            return False
+        said = ready.said(data) or ready.read(data)
+        if said is None:
             return False
         self.reads += 1
+        chunk = PlainChunk()
+        chunk.framed = data
+        chunk.said = said
         try:
-            self._sink.feed(PlainChunk(data, said))
+            self._sink.feed(chunk)
         except Exception:  # noqa: BLE001 - as in `on_data`
             self._ex.stop(Outcome("internal_error", InternalError()))
         return True
 
     def _take(self, data: bytes) -> None:
-        said = self._ready.said(data) if self._ready is not None else None
-        if said is not None:
-            self._sink.feed(PlainChunk(framed(data), said))
-            return
+        ready = self._ready
+        if ready is not None:
+            chunk = framed(data)
+            said = ready.said(chunk) or ready.read(chunk)
+            if said is not None:
+                self._sink.feed(PlainChunk.of(chunk, said))
+                return
         try:
             chunks = self._decoder.feed(data)
         except EventTooLarge:
@@ -162,7 +172,7 @@ class StreamDelivery(Delivery):
             self.empty_reads += 1
         self._deliver(chunks)
         # Until the first text has come, every frame is looked at for it.
-        self._ready = self._shape if self._decoder.idle and self.first_text_at is not None else None
+        self._ready = self._stencil if self._decoder.idle and self.first_text_at is not None else None
 
     def _deliver(self, chunks: Sequence[Chunk]) -> None:
         feed = self._sink.feed
@@ -198,6 +208,7 @@ class StreamDelivery(Delivery):
         shape = shape_of(raw)
         if shape is not None:
             self._shape = self._shapes.newest = shape
+            self._stencil = Stencil(shape)
             self._lessons -= 1
 
     def _look(self, chunk: Chunk) -> None:

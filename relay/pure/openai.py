@@ -95,25 +95,37 @@ class Chunk(Event):
 class PlainChunk(Chunk):
     """An event of which is known what it says, and that it says nothing else: most are, so little is made of it.
 
-    It is kept as the HTTP chunk that it came in, and leaves as that.
+    It is kept as the HTTP chunk that it came in, and leaves as that. Who makes one sets `framed` and `said`: an
+    initialiser in Python would cost more than all else about it.
     """
 
     __slots__ = ("framed",)
 
+    framed: bytes
     plain = True
     name = ""
     lenient = False
 
-    def __init__(self, framed: bytes, said: tuple[int, str]) -> None:
-        self.framed = framed  # type: ignore[misc]
-        self.said = said
-        self._json = _UNREAD
+    __init__ = object.__init__
+
+    @classmethod
+    def of(cls, framed: bytes, said: tuple[int, str]) -> PlainChunk:
+        chunk: PlainChunk = cls()
+        chunk.framed = framed
+        chunk.said = said
+        return chunk
 
     @property
     def size(self) -> int:
         return len(self.framed)
 
     # Read only, like all of a chunk, and seldom asked for.
+
+    @property
+    def json(self) -> Frame | None:
+        if not hasattr(self, "_json"):
+            self._json = _UNREAD
+        return super().json
 
     @property
     def raw(self) -> bytes:  # type: ignore[override]

@@ -95,7 +95,7 @@ def test_plain_chunks_are_not_parsed(texts: list[str], data: st.DataObject) -> N
     short, long = Count(), Count()
     for text in texts:
         whole = event({"content": text})
-        plain = PlainChunk(b"data: not looked at", (0, text))
+        plain = PlainChunk.of(b"data: not looked at", (0, text))
         if data.draw(st.booleans()):
             plain = whole
             plain.said = plain_text(whole.data)

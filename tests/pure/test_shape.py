@@ -1,6 +1,7 @@
 """What a shape takes for a frame, the decoder and the short cut take for the same frame."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import assume, given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from relay.pure.framing import framed
 from relay.pure.openai import Chunk, PlainChunk
 from relay.pure.plain import plain_text
-from relay.pure.shape import MAX_BYTES, Shape, Shapes, shape_of
+from relay.pure.shape import LESSONS, MAX_BYTES, Shape, Shapes, Stencil, shape_of
 from relay.pure.sse import Decoder
 from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA
 from relay.testing import frames
@@ -47,14 +48,14 @@ def shape(frame: dict[str, object], end: bytes = b"\n\n") -> Shape:
 def reads_the_same(fitting: Shape, raw: bytes) -> None:
     """What fits is one event of the stream, and one frame to the short cut."""
     said = fitting.said(raw)
-    assert fitting.said_framed(framed(raw)) == said
+    assert Stencil(fitting).read(framed(raw)) == said
     if said is None:
         return
     decoder = Decoder()
     decoder.feed(b"data: 1\n\n")
     [found] = decoder.feed(raw)
     assert decoder.idle
-    chunk = PlainChunk(framed(raw), said)
+    chunk = PlainChunk.of(framed(raw), said)
     assert (chunk.raw, chunk.size, chunk.framed) == (raw, len(framed(raw)), framed(raw))
     assert (found.raw, found.data.strip(), found.plain, found.name) == (raw, chunk.data, chunk.plain, chunk.name)
     assert said == plain_text(found.data)
@@ -62,6 +63,7 @@ def reads_the_same(fitting: Shape, raw: bytes) -> None:
     assert not chunk.lenient
 
 
+Say = Callable[..., dict[str, object]]
 texts = st.text(min_size=1, max_size=6)
 ends = st.sampled_from([b"\n\n", b"\r\n\r\n"])
 
@@ -199,28 +201,133 @@ def test_spaces_are_part_of_a_shape(raw: bytes) -> None:
 
 def test_streams_of_one_server_share_a_pattern() -> None:
     """It is compiled once."""
-    assert shape(openai("a", number=1))._match is shape(openai("b", number=2, noise="y"))._match
+    assert shape(openai("a", number=1)).match is shape(openai("b", number=2, noise="y")).match
 
 
-@given(st.integers(0, 400), st.integers(0, 3), st.binary(max_size=3))
-def test_no_bytes_changed_make_another_http_chunk_fit(at: int, gone: int, put: bytes) -> None:
-    """What fits is one whole HTTP chunk with the size that it says, and an event that fits by itself."""
-    data = framed(event(openai("你好")))
-    data = data[:at] + put + data[at + gone :]
-    said = shape(openai("a")).said_framed(data)
-    if said is not None:
-        size, _, rest = data.partition(b"\r\n")
+def before(text: str, noise: str = "1") -> dict[str, object]:
+    return openai(text) | {"system_fingerprint": f"fp-{noise}"}
+
+
+def behind(text: str, noise: str = "1") -> dict[str, object]:
+    return openai(text) | {"obfuscation": noise}
+
+
+def nowhere(text: str, noise: str = "") -> dict[str, object]:
+    return openai(text)
+
+
+STREAMS = pytest.mark.parametrize("say", [nowhere, before, behind])
+
+
+def stencil(*raws: bytes) -> Stencil:
+    """Of a stream that has said these events."""
+    fitting = shape_of(raws[0])
+    assert fitting is not None
+    found = Stencil(fitting)
+    for raw in raws:
+        assert found.read(framed(raw)) is not None
+    return found
+
+
+@STREAMS
+@given(st.text(min_size=1, max_size=6), st.text("abcXYZ019", min_size=3, max_size=3))
+def test_what_a_stream_repeats_is_known(say: Say, text: str, noise: str) -> None:
+    """From two events on, unless they differ in more than text and noise."""
+    known = stencil(event(say("a", "abc")), event(say("你好", "XY0")))
+    said = known.said(framed(event(say(text, noise))))
+    assert said is None or said == (0, text)
+    assert (said is not None) == (not any(char in '"\\' or char < " " for char in text))
+
+
+def test_noise_of_any_length_is_known_behind_the_text() -> None:
+    """It hides how long that is; there is always some, of letters and digits."""
+    known = stencil(event(behind("a", "abc")), event(behind("你好", "X")))
+    assert (0, "b") == known.said(framed(event(behind("b", "x" * 30))))
+    for noise in ("", "é", "\\", '"', "a b", "a_b"):
+        assert known.said(framed(event(behind("b", noise)))) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(before("你好") | {"created": 5}, id="a number"),
+        pytest.param(before("你好", "2") | {"obfuscation": "y"}, id="two strings"),
+        pytest.param(before("你好", "a-1"), id="a string that is not of letters and digits"),
+    ],
+)
+def test_a_stream_that_repeats_less_is_read_by_its_shape(other: dict[str, object]) -> None:
+    """Nothing of it is known ahead; after some time nobody looks for it any more."""
+    one, another = event(before("a")), event(other)
+    known = stencil(*[one, another] * LESSONS)
+    assert known.said(framed(one)) is known.said(framed(another)) is None
+    assert (0, "a") == known.read(framed(one))
+    assert known._last is None
+
+
+def test_what_a_stream_repeats_may_change() -> None:
+    """Servers tell the time."""
+    first, second = ({**nowhere("a"), "created": created} for created in (1, 2))
+    known = stencil(event(first), event(first))
+    assert known.said(framed(event(first)))
+    assert not known.said(framed(event(second)))
+    assert known.read(framed(event(second)))
+    assert known.read(framed(event(second)))
+    assert known.said(framed(event(second)))
+
+
+@STREAMS
+@pytest.mark.parametrize(
+    "put", [b'"', b"\\", b"\n", b"\r", b"\x00", b"\xff", b"1", b"g", b"-", b":", b" ", "坏".encode(), b""]
+)
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_what_is_known_would_be_read_the_same(say: Say, put: bytes, gone: int, end: bytes) -> None:
+    """Whatever byte is changed, in the event or in what HTTP puts around it."""
+    one, other, raw = (event(say(text, noise), end) for text, noise in (("a", "b"), ("bc", "3"), ("你好", "x")))
+    known = stencil(one, other)
+    whole = framed(raw)
+    assert (0, "你好") == known.said(whole)
+    for at in range(len(whole) + 1):
+        reads_the_same_chunk(known, whole[:at] + put + whole[at + gone :])
+    for at in range(len(raw) + 1):
+        reads_the_same_chunk(known, framed(raw[:at] + put + raw[at + gone :]))
+
+
+@STREAMS
+@given(st.integers(0, 400), st.integers(0, 400), st.binary(max_size=3), st.booleans())
+def test_what_is_known_would_be_read_the_same_when_cut(say: Say, at: int, gone: int, put: bytes, outer: bool) -> None:
+    """Also where head and tail would overlap."""
+    known, raw = stencil(event(say("a", "b")), event(say("bc", "3"))), event(say("你好", "x"))
+    whole = framed(raw) if outer else raw
+    whole = whole[:at] + put + whole[at + gone :]
+    reads_the_same_chunk(known, whole if outer else framed(whole))
+
+
+def reads_the_same_chunk(known: Stencil, chunk: bytes) -> None:
+    said = known.said(chunk)
+    read = Stencil(known._shape).read(chunk)
+    assert said is None or said == read
+    if read is not None:
+        size, _, rest = chunk.partition(b"\r\n")
         assert int(size, 16) == len(rest) - 2
         assert rest.endswith(b"\r\n")
-        assert shape(openai("a")).said(rest[:-2]) == said
+        assert known._shape.said(rest[:-2]) == read
 
 
 @pytest.mark.parametrize("form", ["%X", "0%x", "%x ", "%x;a=b", "+%x", "0x%x"])
-def test_sizes_are_read_as_servers_write_them(form: str) -> None:
+@STREAMS
+def test_sizes_are_read_as_servers_write_them(form: str, say: Say) -> None:
     """In either case, and in no other way: the parser knows the others."""
-    raw = event(openai("你好"))
-    data = (form % len(raw)).encode() + b"\r\n" + raw + b"\r\n"
-    assert (shape(openai("a")).said_framed(data) is not None) == (form == "%X")
+    raws = [event(say(text, "1")) for text in ("你好", "a", "好" * 40)]
+    chunks = [(form % len(raw)).encode() + b"\r\n" + raw + b"\r\n" for raw in raws]
+    assert any(b"A" <= chunk[:1] or b"A" <= chunk[1:2] for chunk in chunks)
+    fitting = shape_of(raws[0])
+    assert fitting is not None
+    known = Stencil(fitting)
+    for chunk in chunks * 2:
+        assert (known.read(chunk) is not None) == (form == "%X")
+    for chunk in chunks:
+        assert (known.said(chunk) is not None) == (form == "%X")
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40)))
