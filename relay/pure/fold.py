@@ -47,8 +47,9 @@ _ASCII_NOTHING: Final = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
 TOKEN_CHARS: Final = 8
 TOKENS: Final = 16_384
 
-# In prose little changes, and much of that is the same punctuation: what changes is replaced, one by one. Where the first
-# characters say that it is another kind of text, or more than so many are to be replaced, the dict is quicker.
+# In prose little changes, and much of that is the same punctuation: what changes is replaced, one by one. Where so many
+# different ones stand among the first characters that it is another kind of text, or twice as many in all, the dict is
+# quicker.
 PROSE_CHARS: Final = 64
 FEW: Final = 8
 
@@ -98,7 +99,7 @@ def _finder(chars: frozenset[str]) -> Callable[[str], bool]:
     return find
 
 
-_changing: Final = _suspects(code for code, copy in _COPIES.items() if copy != code).findall
+_changing: Final = _suspects(code for code, copy in _COPIES.items() if copy != code).search
 _has_disguise: Final = _finder(DISGUISES)
 _has_uneven: Final = _finder(
     frozenset(chr(code) for code, copy in _COPIES.items() if isinstance(copy, str) and len(copy) != 1)
@@ -110,14 +111,31 @@ def _fold(text: str) -> str:
         if text.isprintable():
             return text.lower()
         return text.encode().translate(_ASCII_LOWER, _ASCII_NOTHING).decode()
-    if len(text) > PROSE_CHARS and len(_changing(text, 0, PROSE_CHARS)) <= FEW:
-        changes = set(_changing(text))
-        if len(changes) <= FEW:
-            for char in changes:  # no copy holds what has another copy, so the order is all one
-                copy = _COPIES.get(ord(char), char)
-                text = text.replace(char, copy if isinstance(copy, str) else chr(copy))
-            return text
+    if len(text) > PROSE_CHARS and (prose := _prose(text)) is not None:
+        return prose[0]
     return text.translate(_COPIES)
+
+
+def _prose(text: str) -> tuple[str, bool] | None:
+    """The copy of a text in which few characters change, and whether each of them has one; None if many do."""
+    changes, seen = 0, True
+    found = _changing(text)
+    while found is not None:
+        start = found.start()
+        changes += 1
+        if changes > (FEW if start < PROSE_CHARS else 2 * FEW):
+            return None
+        char = text[start]
+        copy = _COPIES.get(ord(char), char)
+        if copy == char:  # beyond the Basic Multilingual Plane
+            start += 1
+        elif isinstance(copy, int):
+            text = text.replace(char, chr(copy))
+        else:
+            text = text.replace(char, copy)  # no copy holds what has another copy, so nothing is replaced again
+            seen = seen and copy != ""
+        found = _changing(text, start)
+    return text, seen
 
 
 class _Tokens(dict[str, str]):
@@ -137,6 +155,13 @@ fold: Final = _Tokens().__getitem__
 """The canonical copy of a text."""
 
 
+def fold_seen(text: str, most: int) -> str | None:
+    """The copy of a text; None if more than `most` of its characters in a row fold to nothing."""
+    prose = None if text.isascii() else _prose(text)
+    copy, seen = prose if prose is not None else (_fold(text), False)
+    return copy if seen or longest_nothing(text) <= most else None
+
+
 def disguised(text: str) -> bool:
     """Whether the copy of `text` says more than another case, width, punctuation or accent: what else was hidden there.
 
@@ -150,7 +175,9 @@ def disguised(text: str) -> bool:
 
 def is_even(text: str) -> bool:
     """Whether each character of `text` has a copy of exactly one character, so that positions in both are the same."""
-    return (text.isascii() and text.isprintable()) or not _has_uneven(text)
+    if text.isascii():
+        return text.isprintable() or len(text.encode().translate(None, _ASCII_NOTHING)) == len(text)
+    return not _has_uneven(text)
 
 
 def trailing_nothing(text: str) -> int:

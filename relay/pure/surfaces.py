@@ -29,6 +29,8 @@ class Kind(IntEnum):
     ESCAPED = 2  # JSON text inside a string: its escapes are decoded once more
 
 
+_PLAIN: Final = Kind.PLAIN  # a look-up in an enumeration is a call
+
 Text = tuple[str, Kind, str]  # surface, kind, the text itself
 
 
@@ -130,23 +132,19 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
 
     Raises IndexUnclearError.
     """
-    reading = Reading()
-    reader = _Reader(reading)
-    reading.keys = len(frame)
+    reader = _Reader()
+    reader.keys = len(frame)
     for key, value in frame.items():
         kind = type(value)
-        if kind is str:
-            if key not in FRAME_METADATA and value:
-                reader.unknown(frame, key, value, _step(key), reading.loose)
+        if key in FRAME_METADATA:
+            if kind is dict or kind is list:
+                reader.keys += count_keys(value)
         elif key == "choices" and kind is list:
             for position, choice in enumerate(value):
                 reader.choice(value, position, choice, whole)
-        elif kind is dict or kind is list:
-            if key in FRAME_METADATA:
-                reading.keys += count_keys(value)
-            else:
-                reader.walk(frame, key, value, _step(key), reading.loose)
-    return reading
+        else:
+            reader.walk(frame, key, value, _step(key), reader.loose)
+    return reader
 
 
 def says(chunk: Chunk) -> bool:
@@ -177,17 +175,16 @@ def _step(name: str) -> str:
     return name.replace(".", "\\.") if "." in name else name
 
 
-class _Reader:
-    __slots__ = ("reading",)
+class _Reader(Reading):
+    """A reading, and how it is made."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
+    __slots__ = ()
 
     def choice(self, choices: list[Any], position: int, choice: Any, whole: bool) -> None:
         if type(choice) is not dict:
-            self.walk(choices, position, choice, "choices", self.reading.loose)
+            self.walk(choices, position, choice, "choices", self.loose)
             return
-        self.reading.keys += len(choice)
+        self.keys += len(choice)
         texts: list[Text] = []
         for key, value in choice.items():
             kind = type(value)
@@ -195,29 +192,29 @@ class _Reader:
                 self.message(value, "", texts)
             elif key in CHOICE_METADATA:
                 if kind is dict or kind is list:
-                    self.reading.keys += count_keys(value)
+                    self.keys += count_keys(value)
             elif key == "message" and kind is dict:
                 self.message(value, "" if whole else "message.", texts)
             elif key == "logprobs" and kind is dict:
                 self.logprobs(value, texts)
             elif key == "text" and kind is str:
                 if value:
-                    texts.append(("text", Kind.PLAIN, value))
+                    texts.append(("text", _PLAIN, value))
             else:
                 self.walk(choice, key, value, _step(key), texts)
-        self.reading.choices.append(ChoiceReading(index_of(choice, position), texts, _is_finished(choice)))
+        self.choices.append(ChoiceReading(index_of(choice, position), texts, _is_finished(choice)))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
-        self.reading.keys += len(message)
+        self.keys += len(message)
         for key, value in message.items():
             kind = type(value)
             if kind is str:
                 if not value or key in MESSAGE_METADATA:
                     continue
                 if key in PLAIN_SURFACES:
-                    texts.append((prefix + key, Kind.PLAIN, value))
+                    texts.append((prefix + key, _PLAIN, value))
                 else:
-                    self.unknown(message, key, value, prefix + _step(key), texts)
+                    self.tell_unknown(message, key, value, prefix + _step(key), texts)
             elif kind is list:
                 if key == "tool_calls":
                     for position, call in enumerate(value):
@@ -236,11 +233,11 @@ class _Reader:
 
     def audio(self, audio: Frame, surface: str, texts: list[Text]) -> None:
         """Speech: its transcript is text, its data is opaque."""
-        self.reading.keys += len(audio)
+        self.keys += len(audio)
         for key, value in audio.items():
             if key == "transcript" and type(value) is str:
                 if value:
-                    texts.append((surface, Kind.PLAIN, value))
+                    texts.append((surface, _PLAIN, value))
             elif key != "id" or type(value) is not str:
                 self.walk(audio, key, value, f"{surface}.{_step(key)}", texts)
 
@@ -249,18 +246,18 @@ class _Reader:
         for position, part in enumerate(parts):
             if type(part) is str:
                 if part:
-                    texts.append((surface, Kind.PLAIN, part))
+                    texts.append((surface, _PLAIN, part))
             elif type(part) is dict:
-                self.reading.keys += len(part)
+                self.keys += len(part)
                 for name, value in part.items():
                     if name in PART_METADATA and type(value) is not dict and type(value) is not list:
                         continue
                     if name == "text" and type(value) is str:
                         if value:
-                            texts.append((surface, Kind.PLAIN, value))
+                            texts.append((surface, _PLAIN, value))
                             if part.get("index") is not None:
                                 # Some clients join the parts of an array as they come, others those of one index.
-                                texts.append((f"{surface}[{index_of(part, position)}]", Kind.PLAIN, value))
+                                texts.append((f"{surface}[{index_of(part, position)}]", _PLAIN, value))
                     elif name == "thinking" and type(value) is list:
                         self.parts(value, surface + ".thinking", texts)
                     else:
@@ -273,7 +270,7 @@ class _Reader:
             self.walk(calls, position, call, prefix + "tool_calls", texts)
             return
         surface = f"{prefix}tool_calls.{index_of(call, position)}"
-        self.reading.keys += len(call)
+        self.keys += len(call)
         for key, value in call.items():
             if key == "function" and type(value) is dict:
                 self.function(value, surface, texts)
@@ -284,7 +281,7 @@ class _Reader:
 
     def function(self, function: Frame, surface: str, texts: list[Text]) -> None:
         """A name and its arguments are one text, the name on a line of its own, whichever came first in the JSON."""
-        self.reading.keys += len(function)
+        self.keys += len(function)
         name, arguments = function.get("name"), function.get("arguments")
         if type(name) is str and name:
             texts.append((surface, Kind.NAME, name))
@@ -296,11 +293,11 @@ class _Reader:
 
     def logprobs(self, logprobs: Frame, texts: list[Text]) -> None:
         """The tokens say the text again. (`top_logprobs` are guesses and are not guarded: the docs say so.)"""
-        self.reading.keys += len(logprobs)
+        self.keys += len(logprobs)
         for key, value in logprobs.items():
             surface = f"logprobs.{key}"
             if key == "top_logprobs":
-                self.reading.keys += count_keys(value)
+                self.keys += count_keys(value)
             elif type(value) is list:
                 joined = []
                 for position, entry in enumerate(value):
@@ -312,19 +309,19 @@ class _Reader:
                         self.walk(value, position, entry, surface, texts)
                 text = "".join(joined)
                 if text:
-                    texts.append((surface, Kind.PLAIN, text))
+                    texts.append((surface, _PLAIN, text))
             else:
                 self.walk(logprobs, key, value, surface, texts)
 
     def token(self, entry: Frame, surface: str, texts: list[Text]) -> str:
         """The token of one entry; "" if it has none."""
-        self.reading.keys += len(entry)
+        self.keys += len(entry)
         token = ""
         for key, value in entry.items():
             if key == "token" and type(value) is str:
                 token = value
             elif key == "top_logprobs":
-                self.reading.keys += count_keys(value)
+                self.keys += count_keys(value)
             else:
                 self.walk(entry, key, value, f"{surface}.{_step(key)}", texts)
         return token
@@ -334,9 +331,9 @@ class _Reader:
         kind = type(value)
         if kind is str:
             if value:
-                self.unknown(container, key, value, path, texts)
+                self.tell_unknown(container, key, value, path, texts)
         elif kind is dict:
-            self.reading.keys += len(value)
+            self.keys += len(value)
             for name, below in value.items():
                 if type(below) in _CONTAINERS:
                     self.walk(value, name, below, f"{path}.{_step(name)}", texts)
@@ -345,12 +342,12 @@ class _Reader:
                 if type(below) in _CONTAINERS:
                     self.walk(value, position, below, path, texts)
 
-    def unknown(self, container: Any, key: str | int, value: str, path: str, texts: list[Text]) -> None:
-        self.reading.unknown.append((container, key))
+    def tell_unknown(self, container: Any, key: str | int, value: str, path: str, texts: list[Text]) -> None:
+        self.unknown.append((container, key))
         if is_opaque(value):
-            self.reading.opaque.append((container, key))
+            self.opaque.append((container, key))
         else:
-            texts.append(("?" + path, Kind.PLAIN, value))
+            texts.append(("?" + path, _PLAIN, value))
 
 
 _CONTAINERS: Final = frozenset((str, dict, list))

@@ -19,6 +19,7 @@ from relay.pure.fold import (
     PROSE_CHARS,
     disguised,
     fold,
+    fold_seen,
     is_even,
     longest_nothing,
     original_length,
@@ -277,6 +278,13 @@ def test_rows_of_nothing(text: str, before: int) -> None:
     rows = "".join("0" if char in NOTHING else " " for char in text).split(" ")
     assert len(rows[-1]) == trailing_nothing(text)
     assert max(before + len(rows[0]), *map(len, rows)) == longest_nothing(text, before)
+
+
+@given(TEXTS, st.sampled_from(["", "天" * PROSE_CHARS, "😀"]), st.integers(0, 3))
+def test_what_is_seen(text: str, before: str, most: int) -> None:
+    """The copy, unless a row of characters without one is too long."""
+    text = before + text
+    assert (fold(text) if longest_nothing(text) <= most else None) == fold_seen(text, most)
 
 
 def test_prose_is_folded_as_its_characters_are() -> None:
