@@ -191,6 +191,24 @@ def test_a_look_is_a_search_by_force(case: tuple[list[str], str, list[int]], who
     )
 
 
+@given(cases(), st.booleans(), st.sampled_from(["", "。天", "…2天", "\n".join(map(chr, range(0x2500, 0x2520)))]))
+@example((["b1ab"], "x b 1 a b", []), False, "天")
+def test_a_quick_look_misses_nothing(case: tuple[list[str], str, list[int]], whole_words: bool, more: str) -> None:
+    """A text that is there as a whole, of whatever script and with however many separators."""
+    words, text, _ = case
+    lexicon = phrases(words, whole_words=whole_words)
+    assert lexicon.hits(text + more, "", "") == lexicon.whole(text + more)
+
+
+def test_a_clean_text_is_not_read_for_what_is_spelt_apart() -> None:
+    """Nor is one in which a phrase would meet across too many separators, unless its letters stand there."""
+    with patch.object(Phrases, "hits") as hits:
+        assert not phrases(["敏感词"]).whole("今天天气很好,我们去公园散步。12 个ai模型!\n- 敏。感")
+        hits.assert_not_called()
+        phrases(["敏感词"]).whole("敏。。。感,词")
+        hits.assert_called_once()
+
+
 def pieces(text: str, cuts: Iterable[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise([0, *sorted(cuts), len(text)])]
 
@@ -316,7 +334,10 @@ def test_ways_to_write(case: Written) -> None:
     """Each class of gaps: what is found, and what is not."""
     phrase = fold(case.phrase)
     text = fold(case.text)
-    found = phrases([phrase]).hits(text, "", "")
+    lexicon = phrases([phrase])
+    found = lexicon.hits(text, "", "")
+    for more in ("", "。天"):
+        assert lexicon.hits(text + more, "", "") == lexicon.whole(text + more)
     assert [fold(written) for written in case.found] == [text[hit.start : hit.end] for hit in sorted(found)]
 
 

@@ -79,7 +79,7 @@ class Lexicon(ScanningModerator):
         return PhraseScanner(self._phrases)
 
     def find(self, text: str) -> Sequence[Hit]:
-        return self._phrases.hits(text, "", "")
+        return self._phrases.whole(text)
 
     def recall(self, text: str) -> Sequence[Hit]:
         return self._phrases.recall(text)

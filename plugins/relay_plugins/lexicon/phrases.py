@@ -22,7 +22,7 @@ from relay.pure.fold import fold, is_even
 from relay.pure.ruling import STRICTNESS, Action
 from relay.pure.window import Hit
 from relay_plugins.lexicon.automaton import Automaton
-from relay_plugins.lexicon.spelling import Together, heads, readings, spaced, spells, together
+from relay_plugins.lexicon.spelling import Together, bare, heads, readings, spaced, spells, together
 
 # Latin, Greek, Cyrillic and Armenian end here. Words of later scripts are not set apart (Thai), or carry what others
 # write before and after them (Hebrew, Korean): whole words would miss them.
@@ -140,6 +140,14 @@ class Phrases:
 
     def __len__(self) -> int:
         return len(self._phrases)
+
+    def whole(self, text: str) -> list[Hit]:
+        """What stands in a text that is there as a whole."""
+        if not self._find(text):
+            letters = bare(text)
+            if letters is not None and not self._find(letters):
+                return []
+        return self.hits(text, "", "")
 
     def hits(self, text: str, before: str, after: str | None, told: int = 0, *, waited: bool = False) -> list[Hit]:
         """What stands in `text`, at positions in it.
@@ -317,7 +325,7 @@ class _Findings(dict[str, Sequence[Hit]]):
         self._chars = 0
 
     def __missing__(self, text: str) -> Sequence[Hit]:
-        found: Sequence[Hit] = self._phrases.hits(text, "", "")
+        found: Sequence[Hit] = self._phrases.whole(text)
         if len(text) <= LOOK_CHARS:
             self._chars += len(text) + _LOOK_OVERHEAD
             if self._chars > LOOKS_CHARS:

@@ -76,6 +76,11 @@ _DIGIT: Final = re.compile("[013-578]")
 _FLAG: Final = re.compile("[\U0001f1e6-\U0001f1ff]")
 # Where anything stands for a letter.
 _OTHERS: Final = re.compile("[013-578@$\U0001f1e6-\U0001f1ff]")
+# What is written for letters, or may be: a text with these is not only letters and gaps.
+_SIGNS: Final = frozenset("@$" + "".join(map(chr, _FLAGS)))
+# A text with more separators than this is quicker read with its gaps.
+MAX_SEPARATORS: Final = 16
+_SEPARATOR: Final = re.compile(r"[\W_]")
 # In a skeleton. (Replaced one by one: `str.translate` raises and swallows an error for each Chinese character.)
 _ONE: Final = (("0", "o"), ("i", "1"), ("l", "1"), ("3", "e"), ("4", "a"), ("5", "s"), ("7", "t"), ("8", "b"))
 # @ is read as 4, and $ as 5.
@@ -153,6 +158,26 @@ def together(written: str) -> Sequence[Together]:
     if "@" in written or "$" in written:
         return apart, Together(written.replace("@", "4").replace("$", "5"), digits=True, signs=written)
     return (apart,)
+
+
+def bare(written: str) -> str | None:
+    """What is left of a text without any separator, as a skeleton if it has digits. None where it is not to be had so.
+
+    Whatever phrase `together` has found, its letters stand here side by side, and these are a reading of it. So a text in
+    which there is no reading need not be read a second time. It is a quick look for texts without spaces: the words of
+    others would meet here, and some phrase would often stand across two of them.
+    """
+    if written.isascii():
+        return None
+    start = separators = 0
+    while not written.isalnum() and (found := _SEPARATOR.search(written, start)) is not None:
+        start = found.start()
+        separator = written[start]
+        separators += 1
+        if separator in _SIGNS or separators > MAX_SEPARATORS:
+            return None
+        written = written.replace(separator, "")
+    return written if written.isalpha() else skeleton(written)
 
 
 def _gaps(written: str) -> tuple[list[int], list[int]]:
