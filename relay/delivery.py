@@ -32,6 +32,9 @@ MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 # How many frames of a stream are looked at for the shape of the others.
 MAX_LESSONS: Final = 4
 
+_COMPLETED: Final = Outcome("completed")
+_ONLY_OBJECTS: Final = frozenset({dict}).issuperset
+
 
 class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
@@ -260,18 +263,20 @@ class WholeDelivery(Delivery):
             self._parts.append(data)
 
     def _eof(self) -> None:
-        chunk = Chunk.body(b"".join(self._parts))
+        data = b"".join(self._parts)
+        chunk = Chunk(data, data)
         frame = chunk.json
         error = upstream_malformed() if frame is None else _wrong(frame)
-        if error is None and cast(Frame, frame).get("choices") is None:
-            error = upstream_malformed()
         if error is not None:
             self._fail(error)
-            return
-        self.first_text_at = monotonic()
-        self.usage = usage_of(cast(Frame, frame))
-        self._sink.feed(readable(chunk))
-        self._end(Outcome("completed"))
+        elif frame is not None and frame.get("choices") is not None:
+            self.first_text_at = monotonic()
+            self.usage = usage_of(frame)
+            # What was read strictly is UTF-8.
+            self._sink.feed(readable(chunk) if chunk.lenient else chunk)
+            self._end(_COMPLETED)
+        else:
+            self._fail(upstream_malformed())
 
 
 class Replay:
@@ -310,7 +315,7 @@ def _wrong(frame: Frame) -> UpstreamError | None:
     choices = frame.get("choices")
     if (frame.get("error") and not choices) or frame.get("object") == "error":  # vLLM's has no `error`
         return _reported()
-    if choices is not None and (type(choices) is not list or not all(type(choice) is dict for choice in choices)):
+    if choices is not None and (type(choices) is not list or not _ONLY_OBJECTS(map(type, choices))):
         return upstream_malformed()
     return None
 

@@ -31,7 +31,6 @@ from typing import Final
 
 from relay.pure import closing, rewrite, tokens
 from relay.pure.choice import MAX_SURFACES, Choice, Common, State
-from relay.pure.fold import fold, longest_nothing
 from relay.pure.held import NOTHING_SAID, Held, Lane
 from relay.pure.openai import Chunk, Frame, envelope
 from relay.pure.plain import plain_text
@@ -39,7 +38,7 @@ from relay.pure.policy import Policy
 from relay.pure.ruling import Ruling
 from relay.pure.surfaces import PROSE, ChoiceReading, Reading, Text, read
 from relay.pure.tally import Tally, Violation
-from relay.pure.window import MAX_NOTHING, Hit, Run, Scanner, Window
+from relay.pure.window import Hit, Run, Scanner, Window
 
 # A reply has at most 128 choices (OpenAI's limit of `n`); a stream that numbers more of them is no reply.
 MAX_CHOICES: Final = 128
@@ -48,8 +47,7 @@ MAX_CHOICES: Final = 128
 class Guard:
     """See the head of this file. One a reply.
 
-    scanners: opens the scanners of one surface. finds: whether they find anything in a canonical text that is there as a
-    whole; if somebody can say.
+    scanners: opens the scanners of one surface.
     remote: whether windows are cut for moderators that have to be asked.
     choices: how many choices were asked for (`n`).
     usage: whether the client asked for a usage frame; prompt_tokens: our estimate, for a reply that we cut.
@@ -60,7 +58,6 @@ class Guard:
         self,
         policy: Policy,
         scanners: Callable[[], Sequence[Scanner]] = tuple,
-        finds: Callable[[str], bool] | None = None,
         *,
         remote: bool = False,
         choices: int = 1,
@@ -80,8 +77,6 @@ class Guard:
             cutting = replace(cutting, lead_chars=0)
         self._trailing = remote and policy.hold and cutting.lead_chars > 0
         self._common = Common(cutting, scanners, remote, self._trailing)
-        # Whether a whole reply may be looked at as a whole.
-        self._finds = finds if whole and not remote else None
         self.remote = remote
         self._expected = choices
         self._wants_usage = usage
@@ -165,9 +160,6 @@ class Guard:
         """A frame of any kind."""
         try:
             reading, forwarded = self._understood(chunk)
-            if self._finds is not None and not chunk.lenient and _is_clean(reading, self._finds):
-                self._pass(reading, forwarded)
-                return
             choices = self._choices_of(reading)
         except (ValueError, RecursionError):
             self._malformed(chunk, now)
@@ -230,16 +222,6 @@ class Guard:
         if self._whole and len(set(choices)) < len(choices):
             raise ValueError("a choice stands twice in one reply")
         return choices
-
-    def _pass(self, reading: Reading, forwarded: Chunk) -> None:
-        """Release a whole reply that is clean. It is all there is: nothing of what may follow is read any more."""
-        said = sum(len(text) for part in reading.choices for _, _, text in part.texts)
-        tally = self.tally
-        tally.came = tally.released = said
-        if said:
-            tally.first_hold_s = 0.0
-        self._ending = True
-        self.released.append(forwarded)
 
     def _open_lane(self, index: int) -> Lane | None:
         """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
@@ -633,24 +615,3 @@ class Guard:
         if self._policy.on_violation == "replace":
             message["content"] += self._policy.notice
         return {"index": choice.index, "message": message, "logprobs": None, "finish_reason": "content_filter"}
-
-
-def _is_clean(reading: Reading, finds: Callable[[str], bool]) -> bool:
-    """Whether a whole reply is of the commonest kind, and those that read along find nothing in it.
-
-    Only a short way, for which no runs are made: what is clean here, the long way would release as it is.
-    """
-    parts = reading.choices
-    if reading.unknown or reading.loose or len(parts) > MAX_CHOICES or _repeats([part.index for part in parts]):
-        return False
-    for part in parts:
-        if len(part.texts) > MAX_SURFACES or _repeats([surface for surface, _, _ in part.texts]):
-            return False
-        for _, kind, text in part.texts:
-            if kind or (len(text) > MAX_NOTHING and longest_nothing(text) > MAX_NOTHING) or finds(fold(text)):
-                return False
-    return True
-
-
-def _repeats(items: Sequence[int | str]) -> bool:
-    return len(items) > 1 and len(set(items)) < len(items)

@@ -201,19 +201,36 @@ def _pairs_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def has_repeated_key(data: bytes, keys: int) -> bool:
+def has_repeated_key(data: bytes, keys: int, value: object = None) -> bool:
     """Whether a key stands twice in one object of this JSON text; `keys` is how many keys a parser kept of it.
 
-    Every key of JSON text is followed by one colon of its own, so a text with as many colons as keys repeats none. Only
-    where colons stand inside strings too is the text read again.
+    Every key of JSON text is followed by one colon of its own, so a text with as many colons as keys repeats none. Nor
+    does one in which all others stand in the strings of `value`, to which it was parsed: a key that is repeated has a
+    colon more, and no string has more colons than the text, unless escapes say some. Only then the text is read again.
     """
-    if data.count(b":") == keys:
+    colons = data.count(b":")
+    if colons == keys or (value is not None and colons == keys + count_colons(value) and b"\\u003" not in data):
         return False
     try:
         stdlib_json.loads(data.decode("utf-8", "replace"), object_pairs_hook=_pairs_without_repeats)
     except RepeatedKeyError:
         return True
     return False
+
+
+def count_colons(value: object) -> int:
+    """How many colons stand in the strings of a parsed value, at any depth."""
+    colons, values = 0, [value]
+    for below in values:  # which grows meanwhile
+        kind = type(below)
+        if kind is str:
+            colons += below.count(":")  # type: ignore[attr-defined]
+        elif kind is dict:
+            values += below  # type: ignore[arg-type]
+            values += below.values()  # type: ignore[attr-defined]
+        elif kind is list:
+            values += below  # type: ignore[arg-type]
+    return colons
 
 
 def count_keys(value: object, most: int = -1) -> int:

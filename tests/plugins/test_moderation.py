@@ -17,6 +17,7 @@ from relay.moderator import PASS, Context, Finding, Moderator, Span, Verdict
 from relay.options import ConfigError, build
 from relay.options import Context as Surroundings
 from relay.plugin import Services
+from relay.pure.openai import Chunk
 from relay.pure.window import Hit
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, Lent, exchange
@@ -572,3 +573,26 @@ async def test_a_shadow_keeps_no_endless_list(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(moderation, "MAX_LATE", 0)
     kept = await answer(Moderation(moderators=(Asked(),), response="shadow"), SECRET)
     assert kept.text == SECRET
+
+
+async def test_a_clean_whole_reply_is_all_there_is() -> None:
+    """Nobody has looked for what another could go on with."""
+    lent, ex, kept = Lent(), exchange(stream=False), Kept()
+    plugin = Moderation(moderators=(lexicon(),))
+    async with plugin.lifespan(lent.services):
+        sink = plugin.on_stream(ex, kept)
+        sink.feed(Chunk.body(frames.body("It is for")))
+        sink.feed(Chunk.body(frames.body("bidden.")))
+        sink.end(Outcome("completed"))
+    assert (kept.text, kept.ends) == ("It is for", [Outcome("completed")])
+    assert await characters(lent) == {"in": 9, "checked": 9, "released": 9, "withheld": 0, "blocked": 0}
+
+
+async def test_a_whole_reply_that_never_came() -> None:
+    """Its end is passed on, and nothing is counted."""
+    lent, ex, kept = Lent(), exchange(stream=False), Kept()
+    plugin = Moderation(moderators=(lexicon(),))
+    async with plugin.lifespan(lent.services):
+        plugin.on_stream(ex, kept).end(Outcome("client_gone"))
+    assert kept.ends == [Outcome("client_gone")]
+    assert set((await characters(lent)).values()) == {0}

@@ -194,12 +194,15 @@ def test_repeated_keys(value: Any, data: st.DataObject) -> None:
     frame = Chunk.body(text).json
     assert repeats(value) == has_repeated_key(text, count_keys(frame))
     assert repeats(value) == has_repeated_key(text, count_keys(frame, most=text.count(b":")))
+    assert repeats(value) == has_repeated_key(text, count_keys(frame), frame)
 
 
 def test_repeated_keys_in_what_is_read_leniently() -> None:
     """Two keys that come to be one by U+FFFD are one."""
     text = b'{"\xff":1,"\xfe":2}'
-    assert has_repeated_key(text, count_keys(Chunk.body(text).json))
+    frame = Chunk.body(text).json
+    assert has_repeated_key(text, count_keys(frame))
+    assert has_repeated_key(text, count_keys(frame), frame)
 
 
 def depth(value: object) -> int:

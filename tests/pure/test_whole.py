@@ -1,4 +1,4 @@
-"""A whole reply that is looked at as a whole: with this short way and without it a guard does the same."""
+"""A whole reply that is looked at as a whole: what is clean is what a guard releases as it came."""
 
 from random import Random
 from typing import Any
@@ -8,6 +8,8 @@ import pytest
 from relay.pure.guard import MAX_CHOICES, Guard
 from relay.pure.openai import Chunk, dump
 from relay.pure.policy import Policy
+from relay.pure.tally import Tally
+from relay.pure.whole import clean
 from relay.pure.window import MAX_NOTHING
 from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
 
@@ -78,75 +80,85 @@ def body(random: Random) -> bytes:
     return written.replace(b'"id":', b'"id":"2","id":', 1) if random.randrange(8) == 0 else written
 
 
-def told(random: Random, *, short: bool) -> tuple[list[Any], bool]:
-    """What a guard does with a whole reply, and whether it has made runs of it."""
-    phrases = random.choice((LISTS, LISTS[:1], LISTS[1:], []))
-    guard = Guard(
-        Policy(
-            hold=random.random() < 0.8,
-            on_violation=random.choice(("finish", "replace", "error")),
-            notice="no",
-            unknown_fields=random.choice(("check", "check", "drop", "pass")),
-        ),
-        lambda: [PhraseScanner(each) for each in phrases],
-        (lambda text: any(each.hits(text, "", "") for each in phrases)) if short else None,
-        usage=random.random() < 0.5,
-        choices=random.randint(1, 2),
-        whole=True,
-    )
-    guard.feed(Chunk.body(body(random)), 1.0)
-    guard.end(1.0)
-    state = (
-        guard.over,
-        guard.failure,
-        guard.cut,
-        guard.finished,
-        guard.deadline(),
-        guard.tally,
-        guard.tally.unverified(),
-    )
-    return [[chunk.raw for chunk in guard.released], *state], bool(guard._choices)
-
-
-def test_with_the_short_way_and_without_it() -> None:
-    """What leaves, and what is counted."""
+def test_what_is_clean_a_guard_releases() -> None:
+    """As it came, and counts it as that."""
     taken = 0
     for seed in range(3000):
-        with_it, runs = told(Random(seed), short=True)
-        without, _ = told(Random(seed), short=False)
-        assert without == with_it, seed
-        taken += not runs
+        random = Random(seed)
+        phrases = random.choice((LISTS, LISTS[:1], LISTS[1:], []))
+        guard = Guard(
+            Policy(
+                hold=random.random() < 0.8,
+                on_violation=random.choice(("finish", "replace", "error")),
+                notice="no",
+                unknown_fields=random.choice(("check", "check", "drop", "pass")),
+            ),
+            lambda phrases=phrases: [PhraseScanner(each) for each in phrases],
+            usage=random.random() < 0.5,
+            choices=random.randint(1, 2),
+            whole=True,
+        )
+        chunk = Chunk.body(body(random))
+        said = clean(chunk, lambda text, phrases=phrases: any(each.whole(text) for each in phrases))
+        if said is None:
+            continue
+        taken += 1
+        guard.feed(chunk, 1.0)
+        guard.end(1.0)
+        assert [chunk] == guard.released, seed
+        assert Tally(came=said, released=said, first_hold_s=0.0 if said else None) == guard.tally, seed
+        assert (True, False, None, False) == (guard.finished, guard.over, guard.failure, guard.cut)
     assert 300 < taken < 2900
 
 
-def clean(*choices: dict[str, Any]) -> Guard:
-    """A guard that has been fed a reply in which nothing is found."""
-    guard = Guard(Policy(), tuple, lambda text: False, whole=True)
-    guard.feed(Chunk.body(dump({"choices": list(choices)})), 0.0)
-    return guard
+def says(*choices: dict[str, Any]) -> Chunk:
+    return Chunk.body(dump({"model": "a:b", "choices": list(choices)}))
 
 
-def test_nothing_is_made_of_a_clean_reply() -> None:
-    guard = clean({"index": 0, "message": {"role": "assistant", "content": "Hi: you"}, "finish_reason": "stop"})
-    assert not guard._choices
-    assert 1 == len(guard.released)
-    assert (7, 7, 0.0) == (guard.tally.came, guard.tally.released, guard.tally.first_hold_s)
+def counted(chunk: Chunk) -> int | None:
+    return clean(chunk, lambda text: False)
 
 
-def test_what_follows_a_clean_reply_is_not_read() -> None:
-    """It is one frame: a second could go on with what the first has begun."""
-    said = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": None}
-    guard = clean(said)
-    guard.feed(Chunk.body(dump({"choices": [said]})), 0.0)
-    assert 1 == len(guard.released)
+def test_a_clean_reply() -> None:
+    """How much it says, with colons in its strings too."""
+    assert 7 == counted(says({"index": 0, "message": {"role": "assistant", "content": "Hi: you"}, "finish_reason": ""}))
 
 
-@pytest.mark.parametrize(("count", "fails"), [(MAX_CHOICES, None), (MAX_CHOICES + 1, "upstream_malformed")])
-def test_it_has_no_more_choices_than_any(count: int, fails: str | None) -> None:
-    assert fails == clean(*({"index": index, "message": {"content": "Hi"}} for index in range(count))).failure
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"choices":[{"message":{"content":"a","content":"b"}}]}',
+        b'{"choices":[{"message":{"content":":","c\\u006fntent":"b"}}]}',
+        b'{"choices":[{"message":{"content":"\\u003a","content":"b"}}]}',
+        b'{"choices":[{"message":{"content":"a"}}],"banner":"b"}',
+        b'{"choices":[{"message":{"content":"a","mood":"b"}}]}',
+        b'{"choices":[{"index":true,"message":{"content":"a"}}]}',
+        b'{"choices":[{"index":0,"message":{"content":"a"}},{"index":0,"message":{"content":"b"}}]}',
+        b'{"choices":[{"message":{"content":"a\xff"}}]}',
+        b'{"choices":[{"message":{"content":"\\ud83d"}}]}',
+    ],
+)
+def test_what_a_guard_has_to_look_at(body: bytes) -> None:
+    """What cannot be read, what readers could read differently, and what no table knows."""
+    assert counted(Chunk.body(body)) is None
 
 
-@pytest.mark.parametrize(("count", "fails"), [(255, None), (256, None), (257, "upstream_malformed")])
-def test_and_no_more_surfaces(count: int, fails: str | None) -> None:
+def test_so_has_an_event_with_more_than_its_data() -> None:
+    data = dump({"choices": []})
+    assert 0 == counted(Chunk(data, data))
+    assert counted(Chunk(b": bad\n" + data, data, plain=False)) is None
+
+
+@pytest.mark.parametrize(("count", "fits"), [(MAX_CHOICES, True), (MAX_CHOICES + 1, False)])
+def test_it_has_no_more_choices_than_any(count: int, fits: bool) -> None:
+    assert fits == (
+        counted(says(*({"index": index, "message": {"content": "Hi"}} for index in range(count)))) == 2 * count
+    )
+
+
+@pytest.mark.parametrize(("count", "fits"), [(255, True), (256, True), (257, False)])
+def test_and_no_more_surfaces(count: int, fits: bool) -> None:
     logprobs = {f"field{number}": ["Hi"] for number in range(count)}
-    assert fails == clean({"index": 0, "message": {}, "logprobs": logprobs}).failure
+    assert fits == (counted(says({"index": 0, "message": {}, "logprobs": logprobs})) == 2 * count)

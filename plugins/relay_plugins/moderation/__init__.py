@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -28,11 +29,13 @@ from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
 from relay.pure.guard import Guard
 from relay.pure.policy import Policy
+from relay.pure.tally import Tally
 from relay.pure.transcript import MAX_SHOWN_CHARS
 from relay.pure.window import Cutting, Scanner
 from relay_plugins.moderation.parallel import Hold
 from relay_plugins.moderation.requests import Requests, context_of
 from relay_plugins.moderation.violations import tell
+from relay_plugins.moderation.whole import WholeGate
 
 # So many checks may wait for their turn when their replies have ended; more would only be a longer list.
 MAX_LATE = 1000
@@ -96,6 +99,7 @@ class Moderation(Plugin):
 
     _policy: Policy = dataclasses.field(init=False)
     _scanning: tuple[ScanningModerator, ...] = dataclasses.field(init=False)
+    _finds: Callable[[str], object] = dataclasses.field(init=False)  # what they find in a text that is there as a whole
     _asked: tuple[tuple[str, Moderator], ...] = dataclasses.field(init=False)
     _judge: Judge | None = dataclasses.field(init=False)
     _requests: Requests = dataclasses.field(init=False)
@@ -110,6 +114,7 @@ class Moderation(Plugin):
         if self.on_violation == "replace" and not self.notice:
             raise ValueError('on_violation = "replace" needs a notice = "…" to put in the place of the text')
         self._scanning = tuple(each for each in self.moderators if isinstance(each, ScanningModerator))
+        self._finds = self._scanning[0].find if len(self._scanning) == 1 else self._any_finds
         self._asked = _named([each for each in self.moderators if not isinstance(each, ScanningModerator)])
         if self.response == "trailing" and not self._asked:
             raise ValueError('response = "trailing" is for moderators that have to be asked; use "strict"')
@@ -207,28 +212,29 @@ class Moderation(Plugin):
             sink = Hold(ex, sink, ex[self._verdict], held_bytes=self.held_bytes)
         if self.response == "off":
             return sink
+        gate = partial(self._gate, ex, sink)
+        if self._judge is None and not ex.request.stream:
+            return WholeGate(sink, self._finds, gate, partial(self._report, ex))
+        return gate()
+
+    def _gate(self, ex: Exchange, sink: Sink) -> Gate:
         request = ex.request
         usage = request.wants_usage
         guard = Guard(
             self._policy,
             self._scanners,
-            self._finds,
             remote=self._judge is not None,
             choices=request.choices,
             usage=usage,
             prompt_tokens=round(sum(tokens.estimate(text) for _, text in request.texts())) if usage else 0,
             whole=not request.stream,
         )
-
-        def report(guard: Guard, tally: ModerationTally) -> None:
-            self._report(ex, guard, tally)
-
         return Gate(
             ex,
             sink,
             guard,
             self._judge,
-            report,
+            partial(self._report_guarded, ex),
             context=context_of(ex, "response") if self._judge is not None else _NOBODY,
             on_failure=self.on_failure,
             log=self._log,
@@ -249,12 +255,15 @@ class Moderation(Plugin):
     def _scanners(self) -> Sequence[Scanner]:
         return [moderator.scanner() for moderator in self._scanning]
 
-    def _finds(self, text: str) -> bool:
+    def _any_finds(self, text: str) -> bool:
         return any(moderator.find(text) for moderator in self._scanning)
 
-    def _report(self, ex: Exchange, guard: Guard, tally: ModerationTally) -> None:
+    def _report_guarded(self, ex: Exchange, guard: Guard, tally: ModerationTally) -> None:
+        self._report(ex, guard.tally, tally)
+
+    def _report(self, ex: Exchange, counted: Tally, tally: ModerationTally | None = None) -> None:
         """The sums of one reply into the metrics, its violations into the log."""
-        counted = guard.tally
+        tally = tally or ModerationTally()
         # What passed behind a prompt that did not has left the gate, and no more than that.
         held = self.request == "parallel" and not _passed(ex[self._verdict])
         released = 0 if held else counted.released
