@@ -1,7 +1,7 @@
 """The connections to one address, and what is written to them: one POST at a time on each, and its reply.
 
 Of aiohttp's client this takes what is hard to get right: the connector, which resolves names, tries addresses side by side
-and speaks TLS; and the protocol with its parser in C. It leaves out what costs most and does nothing here: sessions,
+and speaks TLS; and the parser in C (`relay.protocol`). It leaves out what costs most and does nothing here: sessions,
 requests and responses, with their redirects, cookies, proxies, tracing and encodings. A request is a head, made by whoever
 asks, and a body; a reply is a `relay.reply.Reply`.
 
@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from functools import partial
 from typing import Final, cast
+from weakref import WeakSet
 
 from aiohttp import (
     ClientConnectionResetError,
@@ -35,8 +36,6 @@ from relay.reply import Reply
 
 # How soon a pooled connection is found closed that was closed before the request came: some round trips.
 STALE_S: Final = 1.0
-# Of a body that nobody has begun to push yet, or that is read by awaiting.
-READ_BUFFER_BYTES: Final = 32_768
 # A longer body is written in pieces, as the connection takes them: TLS would stop the loop to encrypt all of it.
 MAX_WRITE_BYTES: Final = 262_144
 
@@ -52,7 +51,10 @@ class Connections:
     idle_s: how long one is kept that nobody uses.
     """
 
-    __slots__ = ("_connector", "_first_byte_timeout_s", "_idle", "_idle_s", "_loop", "_pruning", "_target", "_timeout")
+    __slots__ = (
+        *("_connector", "_first_byte_timeout_s", "_idle", "_idle_s", "_loop", "_pruning", "_target", "_timeout"),
+        *("_all", "_waiting", "_watching"),
+    )
 
     def __init__(
         self,
@@ -65,10 +67,14 @@ class Connections:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector
-        self._idle: deque[tuple[Connection, float]] = deque()  # with the time since when, the longest idle first
+        self._all: WeakSet[Connection] = WeakSet()
+        # With the time since when, the longest idle first.
+        self._idle: deque[tuple[Connection, ClientProtocol, float]] = deque()
         self._idle_s = idle_s
         self._pruning: asyncio.TimerHandle | None = None
         self._first_byte_timeout_s = first_byte_timeout_s
+        self._waiting: dict[ClientProtocol, float] = {}  # for a head, each until then
+        self._watching: asyncio.TimerHandle | None = None
         self._timeout = ClientTimeout(total=None, connect=connect_timeout_s)
         self._target = ClientRequest(hdrs.METH_POST, url, loop=self._loop)  # the connector only looks at where it goes
 
@@ -78,28 +84,26 @@ class Connections:
         Raises ConnectionTimeoutError and ClientConnectorError where no connection is to be had, TimeoutError where the
         head does not come in time, StaleError, or else ClientError, OSError or HttpProcessingError.
         """
-        loop = self._loop
-        asked_at = loop.time()
-        connection = self._take_idle(asked_at) or await self._connect()
-        protocol = cast(ClientProtocol, connection.protocol)
+        asked_at = self._loop.time()
+        connection, protocol = self._take_idle(asked_at) or await self._connect()
         used, protocol.used = protocol.used, True
         limit_s = self._first_byte_timeout_s
-        late = loop.call_at(asked_at + limit_s, protocol.give_up) if limit_s is not None else None
+        if limit_s is not None:
+            self._waiting[protocol] = asked_at + limit_s
+            if self._watching is None:
+                self._watching = self._loop.call_at(asked_at + limit_s, self._watch)
         try:
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ_BUFFER_BYTES)
+            answer = protocol.expect()
             protocol.send(b"%b\r\nContent-Length: %d\r\n\r\n" % (head, len(body)), body)
-            message, content = await protocol.read()
-            while 100 <= message.code < 200 and message.code != 101:  # the reply comes after it
-                message, content = await protocol.read()
+            message, content = await answer
         except BaseException as cause:
             connection.close()
             # One that takes its time to close has read the request, and worked on it.
-            if used and loop.time() - asked_at < STALE_S and _is_closed(cause):
+            if used and self._loop.time() - asked_at < STALE_S and _is_closed(cause):
                 raise StaleError from None
             raise
         finally:
-            if late is not None:
-                late.cancel()
+            self._waiting.pop(protocol, None)
         return Reply(message.code, message.headers, content, connection, self._keep)
 
     def drop_idle(self) -> None:
@@ -108,24 +112,28 @@ class Connections:
             self._idle.popleft()[0].close()
 
     def close(self) -> None:
-        """Close what is idle; of the others each is its reply's."""
-        self.drop_idle()
-        if self._pruning is not None:
-            self._pruning.cancel()
+        """Close all: a reply may still be waited for when nobody wants it any more."""
+        for connection in tuple(self._all):
+            connection.close()
+        self._idle.clear()
+        for timer in (self._pruning, self._watching):
+            if timer is not None:
+                timer.cancel()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> tuple[Connection, ClientProtocol]:
         try:
-            return await self._connector.connect(self._target, [], self._timeout)
+            connection = await self._connector.connect(self._target, [], self._timeout)
         except TimeoutError as cause:
             raise ConnectionTimeoutError("no connection in time") from cause
+        self._all.add(connection)
+        return connection, cast(ClientProtocol, connection.protocol)
 
-    def _take_idle(self, now: float) -> Connection | None:
+    def _take_idle(self, now: float) -> tuple[Connection, ClientProtocol] | None:
         while self._idle:
-            connection, since = self._idle.popleft()
-            protocol = cast(ClientProtocol, connection.protocol)
+            connection, protocol, since = self._idle.popleft()
             # What has come unasked would be taken for the answer to the next request.
-            if protocol.is_connected() and not protocol.should_close and now - since <= self._idle_s:
-                return connection
+            if not protocol.should_close and now - since <= self._idle_s and protocol.is_connected():
+                return connection, protocol
             connection.close()
         return None
 
@@ -135,15 +143,25 @@ class Connections:
         if protocol.should_close or protocol.unsent or self._connector.closed:
             connection.close()
             return
-        self._idle.append((connection, self._loop.time()))
+        protocol.rest()
+        self._idle.append((connection, protocol, self._loop.time()))
         if self._pruning is None:
             self._pruning = self._loop.call_later(self._idle_s, self._prune)
 
     def _prune(self) -> None:
         now = self._loop.time()
-        while self._idle and now - self._idle[0][1] >= self._idle_s:
+        while self._idle and now - self._idle[0][2] >= self._idle_s:
             self._idle.popleft()[0].close()
-        self._pruning = self._loop.call_at(self._idle[0][1] + self._idle_s, self._prune) if self._idle else None
+        self._pruning = self._loop.call_at(self._idle[0][2] + self._idle_s, self._prune) if self._idle else None
+
+    def _watch(self) -> None:
+        """Give up the heads that are late. One timer looks after all: as good as none of them ever is."""
+        now = self._loop.time()
+        for protocol, until in self._waiting.items():
+            if until <= now:
+                protocol.give_up()
+        left = [until for until in self._waiting.values() if until > now]
+        self._watching = self._loop.call_at(min(left), self._watch) if left else None
 
 
 def _is_closed(cause: BaseException) -> bool:
@@ -180,10 +198,6 @@ class ClientProtocol(PushProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._send_on()
-
-    def give_up(self) -> None:
-        """No head has come in time. One that came in this very turn of the loop counts."""
-        self.set_exception(TimeoutError())
 
 
 class Connector(TCPConnector):

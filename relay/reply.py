@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aiohttp import ClientConnectionError
 from aiohttp.connector import Connection
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDictProxy
@@ -42,10 +41,7 @@ class Reply:
         """Close the connection now. One that was given back already is not touched by it."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # The protocol lets go of its reader when it is closed, and who waits for it would wait for ever.
-            if self.content.exception() is None:
-                self.content.set_exception(ClientConnectionError("the reply was closed"))
-            connection.close()
+            connection.close()  # who waits for the rest is told
 
     def _ended(self) -> None:
         connection, self._connection = self._connection, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from weakref import WeakSet
+from typing import NoReturn
 
 from aiohttp import ClientError
 from aiohttp.http import HttpProcessingError
@@ -26,7 +26,6 @@ from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
-from relay.pure.request import ChatRequest
 from relay.refusal import CLIENT_ERRORS, refusal, unanswered, wrong_head
 from relay.reply import Reply
 
@@ -63,7 +62,6 @@ class Upstreams:
         self._log = log
         self._names = {upstream.name: upstream.model_map for upstream in self._configured}
         self._tells_no_usage: set[str] = set()
-        self._bodies: WeakSet[Body] = WeakSet()  # one may still be waited for when its reply has long ended
 
     async def __aenter__(self) -> Upstreams:
         self._connector = Connector()
@@ -71,8 +69,6 @@ class Upstreams:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for body in tuple(self._bodies):
-            body.close()
         for endpoint in self._endpoints.values():
             endpoint.close()
         await self._connector.close()
@@ -91,83 +87,76 @@ class Upstreams:
         order = self._balancer.order(ex.request.model, self._loop.time())
         acted = False  # one of them may have
         for upstream in order:
-            try:
-                return await self._ask_again(upstream, ex)
-            except _Refused as refused:
-                error = refused.error
-                acted = acted or NO_RETRY.items() <= error.headers.items()
-                if upstream is order[-1] or not self._balancer.may_retry(upstream, refused.reason):
+            again = False
+            while True:  # ask, and once more where that cannot be the second time that the upstream acts
+                try:
+                    return await self._ask(upstream, ex, again)
+                except StaleError:
+                    self._endpoints[upstream.name].drop_idle()  # so that the next is a fresh one
+                except _UsageRefusedError:
+                    self._tells_no_usage.add(upstream.name)
+                    self._log.warning(
+                        'upstream refuses stream_options; set usage = "off" for it', upstream=upstream.name
+                    )
+                except _Refused as refused:
+                    error, reason = refused.error, refused.reason
                     break
+                again = True
+            acted = acted or NO_RETRY.items() <= error.headers.items()
+            if upstream is order[-1] or not self._balancer.may_retry(upstream, reason):
+                break
         if acted:
             error.headers.update(NO_RETRY)
         raise error
 
-    async def _ask_again(self, upstream: Upstream, ex: Exchange) -> Answer:
-        """Ask, and once more where that cannot be the second time that the upstream acts."""
-        try:
-            return await self._ask(upstream, ex)
-        except StaleError:
-            self._endpoints[upstream.name].drop_idle()  # so that the next is a fresh one
-        except _UsageRefusedError:
-            self._tells_no_usage.add(upstream.name)
-            self._log.warning('upstream refuses stream_options; set usage = "off" for it', upstream=upstream.name)
-        return await self._ask(upstream, ex, again=True)
-
-    async def _ask(self, upstream: Upstream, ex: Exchange, *, again: bool = False) -> Answer:
-        request = ex.request
+    async def _ask(self, upstream: Upstream, ex: Exchange, again: bool) -> Answer:
+        """The answer, if its head is a good one. Raises _Refused, or UpstreamError where no other may be asked."""
+        request, name = ex.request, upstream.name
+        stream = request.stream
         usage = (
-            ex.needs_usage
+            stream
+            and ex.needs_usage
             and upstream.usage == "inject"
-            and upstream.name not in self._tells_no_usage
-            and request.stream
+            and name not in self._tells_no_usage
             and not request.wants_usage
         )
-        sent = request.sent_on(model=self._names[upstream.name].get(request.model), usage=usage)
+        sent = request.sent_on(model=self._names[name].get(request.model), usage=usage)
         asked_at = self._loop.time()
         self._balancer.asked(upstream, asked_at)
         try:
-            reply = await self._endpoints[upstream.name].ask(sent, stream=request.stream, request_id=ex.id)
+            reply = await self._endpoints[name].ask(sent, stream=stream, request_id=ex.id)
         except asyncio.CancelledError:
-            self._metrics.upstream_request(upstream.name, "cancelled")
+            self._metrics.upstream_request(name, "cancelled")
             raise
         except (ClientError, HttpProcessingError, OSError) as cause:  # a TimeoutError is an OSError
             if isinstance(cause, StaleError) and not again:
                 raise
             error, reason = unanswered(cause)
             forget_frames(cause)
-            self._metrics.upstream_request(upstream.name, "failed")
-            self._metrics.upstream_error(upstream.name, error.kind)
+            self._metrics.upstream_request(name, "failed")
+            self._metrics.upstream_error(name, error.kind)
             self._balancer.failed(upstream, asked_at, self._loop.time())
             raise _Refused(error, reason) from None
-        try:
-            return await self._read_head(upstream, reply, request, asked_at, usage, again)
-        except BaseException:
-            reply.close()
-            raise
-
-    async def _read_head(
-        self,
-        upstream: Upstream,
-        reply: Reply,
-        request: ChatRequest,
-        asked_at: float,
-        usage: bool,
-        again: bool,
-    ) -> Answer:
-        """The answer, if this head is a good one. Raises _Refused, or UpstreamError where no other may be asked."""
+        if reply.status != 200:
+            try:
+                await self._refuse(upstream, reply, asked_at, usage=usage and not again)
+            finally:
+                reply.close()
         now = self._loop.time()
-        if reply.status == 200:
-            self._metrics.upstream_request(upstream.name, "answered")
-            malformed = wrong_head(reply, request.stream)
-            if malformed is not None:
-                self._metrics.upstream_error(upstream.name, malformed.kind)
-                self._balancer.failed(upstream, asked_at, now)
-                raise malformed
-            # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
-            self._balancer.answered(upstream, asked_at, now, model=request.model if request.stream else None)
-            body = self._make_body(reply)
-            self._bodies.add(body)
-            return Answer(upstream, body, asked_at, usage)
+        self._metrics.upstream_request(name, "answered")
+        malformed = wrong_head(reply, stream)
+        if malformed is not None:
+            reply.close()
+            self._metrics.upstream_error(name, malformed.kind)
+            self._balancer.failed(upstream, asked_at, now)
+            raise malformed
+        # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
+        self._balancer.answered(upstream, asked_at, now, model=request.model if stream else None)
+        return Answer(upstream, self._make_body(reply), asked_at, usage)
+
+    async def _refuse(self, upstream: Upstream, reply: Reply, asked_at: float, *, usage: bool) -> NoReturn:
+        """Raise what a status that is not 200 says. usage: if it may be about the usage that we have asked for."""
+        now = self._loop.time()
         self._metrics.upstream_request(upstream.name, "refused")
         if reply.status in CLIENT_ERRORS or reply.status == 429:  # it is well, and says no
             self._balancer.answered(upstream, asked_at, now)
@@ -176,8 +165,7 @@ class Upstreams:
         if reply.status not in CLIENT_ERRORS:
             self._metrics.upstream_error(upstream.name, "status")
         error = await refusal(reply, upstream.api_key)
-        reply.close()
-        if usage and not again and "stream_options" in f"{error.param} {error.message}":
+        if usage and "stream_options" in f"{error.param} {error.message}":
             raise _UsageRefusedError
         raise _Refused(error, str(reply.status))
 

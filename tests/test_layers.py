@@ -13,8 +13,8 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
         f"relay.{name}"
         for name in (
-            "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http refusal reply "
-            "serve upstream workers writer"
+            "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http protocol refusal "
+            "reply serve upstream workers writer"
         ).split()
     )
     | {
@@ -102,6 +102,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "relay.log",
             "relay.body",
             "relay.connections",
+            "relay.protocol",
             "relay.reply",
             "relay.routes",
             "relay.budget",

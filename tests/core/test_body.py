@@ -6,7 +6,6 @@ from itertools import pairwise
 from unittest.mock import Mock
 
 import pytest
-from aiohttp.helpers import TimerNoop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,9 +45,9 @@ def pushed(reads: Iterable[bytes]) -> Recorder:
         transport = Mock(spec=asyncio.Transport)
         transport.is_closing.return_value = False
         protocol.connection_made(transport)
-        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        answer = protocol.expect()
         protocol.data_received(HEAD)
-        _, reader = await protocol.read()
+        _, reader = await answer
         recorder = Recorder()
         push(reader, recorder)
         for read in reads:
@@ -121,9 +120,9 @@ def test_a_consumer_that_has_enough_is_told_no_more() -> None:
         loop = asyncio.get_running_loop()
         protocol = PushProtocol(loop)
         protocol.connection_made(Mock(spec=asyncio.Transport))
-        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        answer = protocol.expect()
         protocol.data_received(HEAD)
-        _, reader = await protocol.read()
+        _, reader = await answer
         recorder = Recorder()
         push(reader, recorder)
         for data in (b"one", b"two"):
@@ -150,9 +149,9 @@ def test_a_pause_for_what_had_come_before_the_body_was_taken() -> None:
         protocol = PushProtocol(asyncio.get_running_loop())
         transport = Mock(spec=asyncio.Transport)
         protocol.connection_made(transport)
-        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        answer = protocol.expect()
         protocol.data_received(HEAD + chunk(b"one"))
-        _, reader = await protocol.read()
+        _, reader = await answer
         bodies.append(PushedBody(Mock(content=reader)))
         recorder = Pausing()
         bodies[0].start(recorder)
@@ -194,9 +193,9 @@ def test_a_pause_loses_nothing(pieces: list[bytes], data: st.DataObject) -> None
         transport = Mock(spec=asyncio.Transport)
         transport.is_closing.return_value = False
         protocol.connection_made(transport)
-        protocol.set_response_params(timer=TimerNoop(), read_until_eof=True, auto_decompress=False)
+        answer = protocol.expect()
         protocol.data_received(HEAD)
-        _, reader = await protocol.read()
+        _, reader = await answer
         body = PushedBody(Mock(content=reader))
         bodies.append(body)
         recorder = Pausing()

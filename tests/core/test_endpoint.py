@@ -281,7 +281,7 @@ class TestReply:
         assert b'{"a":1}' == await ask.text()
         await ask.upstream.finished(ask.upstream.requests[0])
         async with asyncio.timeout(PATIENCE_S):
-            while not any(connection.protocol.should_close for connection, _ in ask.endpoint._idle):
+            while not any(protocol.should_close for _, protocol, _ in ask.endpoint._idle):
                 await asyncio.sleep(0)
         assert b'{"a":1}' == await ask.text()
         assert [1, 2] == ask.connections()
@@ -385,7 +385,7 @@ class TestIdle:
         await ask.text()
         await ask.upstream.closed(ask.upstream.requests[0])
         async with asyncio.timeout(PATIENCE_S):
-            while any(connection.protocol.is_connected() for connection, _ in ask.endpoint._idle):
+            while any(protocol.is_connected() for _, protocol, _ in ask.endpoint._idle):
                 await asyncio.sleep(0)
         await ask.text()
         assert [1, 2] == ask.connections()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.connections import READ_BUFFER_BYTES
+from relay.protocol import READ_BUFFER_BYTES
 from relay.testing import Gate as Wait
 from relay.testing import Hang, Head, Raw, Repeat, Script, Send, Split, chunked, frames, streamed, whole
 from relay.writer import HIGH_WATER_BYTES
