@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -80,30 +80,19 @@ class Open:
     silence: SilenceWatch | None = None
 
 
-class Split(NamedTuple):
-    """Whose the time to the first text was; None: there was none, or no upstream gave it. Times in seconds.
+def _split(reply: Open, record: RequestRecord, first_text_s: float, came_s: float) -> float:
+    """Whose the time to the first text was, into `record`; returns what it waited for a verdict.
 
-    first_text_s: all of it, of a reply that is not streamed to the whole of it. moderation_s: what it waited for a verdict.
+    first_text_s, came_s: since the request's arrival, until that text was sent on and until it came.
     """
-
-    first_text_s: float | None = None
-    upstream_s: float | None = None
-    moderation_s: float | None = None
-    relay_s: float | None = None
-
-
-def _split(reply: Open) -> Split:
-    writer, delivery = reply.writer, reply.delivery
-    if writer is None or writer.first_text_at is None:
-        return Split()
-    first_text_s = writer.first_text_at - reply.ex.started
-    if delivery is None or isinstance(delivery, Replay) or delivery.first_text_at is None:
-        return Split(first_text_s)
-    upstream_s = delivery.first_text_at - reply.asked_at
+    before, moderated_s = reply.moderated_s, reply.ex.moderated_s
+    record.upstream_s = upstream_s = came_s - (reply.asked_at - reply.ex.started)
     # What held the text for longer than it took to come did not hold it while it came.
-    before, late_s = reply.moderated_s, max(0.0, writer.first_text_at - delivery.first_text_at)
-    moderation_s = before + min(late_s, (reply.ex.moderated_s or 0.0) - before)
-    return Split(first_text_s, upstream_s, moderation_s, max(0.0, first_text_s - upstream_s - moderation_s))
+    moderation_s = before + min(max(0.0, first_text_s - came_s), (moderated_s or 0.0) - before)
+    if moderated_s is not None:
+        record.moderated_s = moderation_s
+    record.overhead_s = max(0.0, first_text_s - upstream_s - moderation_s)
+    return moderation_s
 
 
 class _Asking:
@@ -372,56 +361,53 @@ class App:
             self._upstreams.served(answer)
 
     def _record(self, reply: Open, outcome: Outcome) -> None:
+        """Count a request that has ended, and write its line."""
         ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
-        duration = monotonic() - ex.started
-        first_byte = writer.first_at - ex.started if writer is not None and writer.first_at else None
-        split = _split(reply)
-        tokens = (None, None) if delivery is None or isinstance(delivery, Replay) else told_tokens(delivery.usage)
-        error = outcome.error
-        refused = error is not None and first_byte is None
-        loaded = ex.loaded
+        error, loaded, started = outcome.error, ex.loaded, ex.started
         operation = ex.operation if reply.routed else OTHER
-        self._metrics.request_ended(
-            RequestRecord(
-                request_id=ex.id,
-                operation=operation,
-                outcome=outcome.kind,
-                duration_s=duration,
-                stream=loaded.stream if loaded else False,
-                model=loaded.model if loaded else "",
-                upstream=answer.upstream.name if answer is not None else "",
-                refusal=error.code if error is not None and refused else "",
-                first_text_s=split.first_text_s,
-                upstream_s=split.upstream_s,
-                moderated_s=split.moderation_s if ex.moderated_s is not None else None,
-                overhead_s=split.relay_s,
-                input_tokens=tokens[0],
-                output_tokens=tokens[1],
-                chunks=writer.chunks if writer is not None else 0,
-                steps=ex.steps,
-            )
-        )
-        self._log.info(
+        record = RequestRecord(operation, outcome.kind, monotonic() - started, ex.id)
+        record.steps = ex.steps
+        upstream = model = stream = first_byte_s = moderation_s = None
+        if loaded is not None:
+            record.model, record.stream = model, stream = loaded.model, loaded.stream
+        if answer is not None:
+            record.upstream = upstream = answer.upstream.name
+        if writer is not None:
+            record.chunks = writer.chunks
+            if writer.first_at:
+                first_byte_s = writer.first_at - started
+            if writer.first_text_at is not None:
+                record.first_text_s = writer.first_text_at - started
+        if error is not None and first_byte_s is None:
+            record.refusal = error.code
+        if delivery is not None and not isinstance(delivery, Replay):
+            record.input_tokens, record.output_tokens = told_tokens(delivery.usage)
+            if record.first_text_s is not None and delivery.first_text_at is not None:
+                moderation_s = _split(reply, record, record.first_text_s, delivery.first_text_at - started)
+        self._metrics.request_ended(record)
+        self._log.line(
             "request",
-            request_id=ex.id,
-            operation=operation,
-            outcome=outcome.kind,
-            code=error.code if error is not None else None,
-            status=reply.status or None,
-            caller=ex.get(CALLER, "") or None,
-            model=loaded.model[:64] if loaded else None,
-            stream=loaded.stream if loaded else None,
-            upstream=answer.upstream.name if answer is not None else None,
-            chunks=writer.chunks if writer is not None else 0,
-            duration_ms=_ms(duration),
-            first_byte_ms=_ms(first_byte),
-            first_text_ms=_ms(split.first_text_s),
-            upstream_ms=_ms(split.upstream_s),
-            moderation_ms=_ms(split.moderation_s),
-            relay_ms=_ms(split.relay_s),
-            plugins_ms={plugin: _ms(seconds) for plugin, _, seconds in ex.steps},
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
+            {
+                "request_id": ex.id,
+                "operation": operation,
+                "outcome": outcome.kind,
+                "code": error.code if error is not None else None,
+                "status": reply.status or None,
+                "caller": ex.get(CALLER, "") or None,
+                "model": model[:64] if model is not None else None,
+                "stream": stream,
+                "upstream": upstream,
+                "chunks": record.chunks,
+                "duration_ms": _ms(record.duration_s),
+                "first_byte_ms": _ms(first_byte_s),
+                "first_text_ms": _ms(record.first_text_s),
+                "upstream_ms": _ms(record.upstream_s),
+                "moderation_ms": _ms(moderation_s),
+                "relay_ms": _ms(record.overhead_s),
+                "plugins_ms": {plugin: (s * 1e5 + _WHOLE - _WHOLE) / 100.0 for plugin, _, s in ex.steps},
+                "input_tokens": record.input_tokens,
+                "output_tokens": record.output_tokens,
+            },
         )
 
     def _tell(self, reply: Open, outcome: Outcome) -> None:
@@ -534,6 +520,10 @@ def _cut_off(reply: Open) -> Unavailable:
     )
 
 
+# A float that is added to a number and taken from it again leaves a whole one, the nearest: above it there are no others.
+_WHOLE = 1.5 * 2.0**52
+
+
 def _ms(seconds: float | None) -> float | None:
     # To hundredths. `round` costs so much more that it shows: there are ten of these in the line of a request.
-    return None if seconds is None else (seconds * 1e5 + 0.5) // 1.0 / 100.0
+    return None if seconds is None else (seconds * 1e5 + _WHOLE - _WHOLE) / 100.0

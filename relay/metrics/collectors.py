@@ -45,7 +45,7 @@ class Counter:
         self._labels = dict(zip(family.labels, values, strict=True))
         self._cells, (self._at,) = cells.keeper.place(family, [(self._name, self._labels)])
 
-    def inc(self, amount: float = 1) -> None:
+    def inc(self, amount: float = 1.0) -> None:
         self._cells[self._at] += amount
 
     def samples(self) -> Iterator[Sample]:
@@ -83,7 +83,7 @@ class Histogram:
         """request_id: of a request that is an example for the bucket."""
         kept = self._cells
         bucket = bisect_left(self._bounds, amount)
-        kept[self._buckets[bucket]] += 1
+        kept[self._buckets[bucket]] += 1.0
         kept[self._sum] += amount
         if request_id:
             self._exemplars[bucket] = (request_id, amount, time())

@@ -102,21 +102,31 @@ class ModerationMetrics:
             self._waiting[(name,)].set(standing.waiting)
 
     def moderated(self, tally: ModerationTally) -> None:
-        amounts = (tally.came, tally.checked, tally.released, tally.withheld, tally.blocked)
-        for state, amount in zip(self._characters, amounts, strict=True):
-            if amount:
-                state.inc(amount)
-        for reason, amount in tally.unverified.items():
-            self._unverified[(within(reason, UNVERIFIED),)].inc(amount)
-        for check, amount in tally.checks.items():
-            counted = self._checks.get(check)
-            if counted is None:
-                moderator, outcome = check
-                counted = self._checks[self._known(moderator), within(outcome, CHECKS)]
-            counted.inc(amount)
-        for (moderator, label), amount in tally.violations.items():
-            known = self._known(moderator)
-            self._violations[known, label if (known, label) in self._violations else OTHER].inc(amount)
+        came, checked, released, withheld, blocked = self._characters
+        if tally.came:
+            came.inc(tally.came)
+        if tally.checked:
+            checked.inc(tally.checked)
+        if tally.released:
+            released.inc(tally.released)
+        if tally.withheld:
+            withheld.inc(tally.withheld)
+        if tally.blocked:
+            blocked.inc(tally.blocked)
+        if tally.unverified:
+            for reason, amount in tally.unverified.items():
+                self._unverified[(within(reason, UNVERIFIED),)].inc(amount)
+        if tally.checks:
+            for check, amount in tally.checks.items():
+                counted = self._checks.get(check)
+                if counted is None:
+                    moderator, outcome = check
+                    counted = self._checks[self._known(moderator), within(outcome, CHECKS)]
+                counted.inc(amount)
+        if tally.violations:
+            for (moderator, label), amount in tally.violations.items():
+                known = self._known(moderator)
+                self._violations[known, label if (known, label) in self._violations else OTHER].inc(amount)
         if tally.longest_hold_s is not None:
             self._hold.observe(tally.longest_hold_s)
 

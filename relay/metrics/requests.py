@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from relay.metrics import families
-from relay.metrics.collectors import Counter, Histogram, counter, counters, gauge, histogram, histograms, within
+from relay.metrics.collectors import counter, counters, gauge, histogram, histograms, within
 from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OTHER, OUTCOMES, REFUSALS, UNSERVED
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class RequestRecord:
-    """One request that has ended. Times are seconds; None: it did not come so far.
+    """One request that has ended. Times are seconds; None: it did not come so far. Who makes it sets what is known.
 
     first_text_s: from its arrival; of a reply that is not streamed the first text is the whole of it.
     upstream_s, moderated_s, overhead_s: how much of the time to the first text was whose; moderated_s is None without
     moderation. input_tokens, output_tokens: as the upstream told them. steps: what each plugin did, and for how long.
     """
 
-    request_id: str = ""
     operation: str
     outcome: str
     duration_s: float
+    request_id: str = ""
     stream: bool = False
     model: str = ""
     """As the client named it; counted under its name only if it is one of the configured."""
@@ -68,7 +68,7 @@ class RequestMetrics:
         self._steps = counters(families.PLUGIN_REQUESTS, registry, plugin=plugins)
         self._errors = counters(families.PLUGIN_ERRORS, registry, plugin=plugins)
         self._seconds = histograms(families.PLUGIN_SECONDS, registry)
-        self._met: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._met: dict[tuple[str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self._in_flight = gauge(families.IN_FLIGHT, registry)
         self._look: Callable[[], int] = lambda: 0
 
@@ -95,11 +95,14 @@ class RequestMetrics:
         counted.inc()
         if record.refusal:
             self._refusals[(within(record.refusal, REFUSALS),)].inc()
+        met = self._met
         for plugin, did, seconds in record.steps:
-            met = self._met.get((plugin, did)) or self._meet(plugin, did)
-            if met is not None:
-                met[0].inc()
-                met[1].observe(seconds)
+            try:
+                count, observe = met[plugin, did]
+            except KeyError:
+                count, observe = self._meet(plugin, did)
+            count()
+            observe(seconds)
         if record.chunks:
             self._chunks.inc(record.chunks)
         if record.overhead_s is not None:
@@ -109,12 +112,12 @@ class RequestMetrics:
         if operation in GEN_AI_OPERATIONS:
             self._generated(record, operation, outcome)
 
-    def _meet(self, plugin: str, did: str) -> tuple[Counter, Histogram] | None:
-        """Where it is counted what a plugin did with a request, and for how long; None for one that is not configured."""
+    def _meet(self, plugin: str, did: str) -> tuple[Callable[[], None], Callable[[float], None]]:
+        """What counts what a plugin did with a request, and for how long."""
         step = self._steps.get((plugin, did))
         if step is None:
-            return None
-        met = self._met[plugin, did] = (step, self._seconds[(plugin,)])
+            return _nothing, _nothing  # it is not configured
+        met = self._met[plugin, did] = (step.inc, self._seconds[(plugin,)].observe)
         return met
 
     def _generated(self, record: RequestRecord, operation: str, outcome: str) -> None:
@@ -132,3 +135,7 @@ class RequestMetrics:
             self._tokens[operation, model, "input"].observe(record.input_tokens)
         if record.output_tokens is not None:
             self._tokens[operation, model, "output"].observe(record.output_tokens)
+
+
+def _nothing(seconds: float = 0.0) -> None:
+    """Count nothing."""
