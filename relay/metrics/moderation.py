@@ -102,6 +102,7 @@ class ModerationMetrics:
             self._waiting[(name,)].set(standing.waiting)
 
     def moderated(self, tally: ModerationTally) -> None:
+        """A moderated request has ended, or a part of it; each is told once."""
         came, checked, released, withheld, blocked = self._characters
         if tally.came:
             came.inc(tally.came)
