@@ -70,6 +70,7 @@ class ModerationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         characters = counters(families.MODERATION_CHARACTERS, registry)
         self._characters = [characters[(state,)] for state in CHARACTERS]
+        self._passed = [characters[(state,)] for state in ("in", "checked", "released")]
         self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
         self._checks = Series(Counter, families.MODERATION_CHECKS, registry)
         self._violations = Series(Counter, families.VIOLATIONS, registry)
@@ -100,6 +101,12 @@ class ModerationMetrics:
             self._ceiling[(name,)].set(standing.ceiling)
             self._rate[(name,)].set(standing.rate)
             self._waiting[(name,)].set(standing.waiting)
+
+    def passed(self, characters: int) -> None:
+        """A reply was read, and has left as it came, without waiting."""
+        for state in self._passed:
+            state.inc(characters)
+        self._hold.observe(0.0)
 
     def moderated(self, tally: ModerationTally) -> None:
         """A moderated request has ended, or a part of it; each is told once."""

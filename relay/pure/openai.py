@@ -249,7 +249,7 @@ def count_keys(value: object, most: int = -1) -> int:
 
 def nests_deeply(data: bytes, value: object) -> bool:
     """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
-    if len(data) <= 2 * MAX_DEPTH:
+    if not _has_many_brackets(data):
         return False
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
@@ -262,6 +262,19 @@ def nests_deeply(data: bytes, value: object) -> bool:
         if not level:
             return False
     return True
+
+
+def _has_many_brackets(data: bytes) -> bool:
+    """Whether there are more than MAX_DEPTH opening ones. One is found in a tenth of the time that a count takes."""
+    brackets = 0
+    for bracket in (b"{", b"["):
+        place = data.find(bracket)
+        while place >= 0:
+            brackets += 1
+            if brackets > MAX_DEPTH:
+                return True
+            place = data.find(bracket, place + 1)
+    return False
 
 
 def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:
