@@ -208,7 +208,7 @@ def has_repeated_key(data: bytes, keys: int, value: object = None) -> bool:
     does one in which all others stand in the strings of `value`, to which it was parsed: a key that is repeated has a
     colon more, and no string has more colons than the text, unless escapes say some. Only then the text is read again.
     """
-    colons = data.count(b":")
+    colons = count_of(data, b":")
     if colons == keys or (value is not None and colons == keys + count_colons(value) and b"\\u003" not in data):
         return False
     try:
@@ -247,9 +247,14 @@ def count_keys(value: object, most: int = -1) -> int:
     return keys
 
 
+def count_of(data: bytes, mark: bytes) -> int:
+    """How often one byte stands in a text. `bytes.count` looks at every byte; `replace` finds it by memchr, faster by far."""
+    return len(data) - len(data.replace(mark, b""))
+
+
 def nests_deeply(data: bytes, value: object) -> bool:
     """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
-    if not _has_many_brackets(data):
+    if count_of(data, b"{") + count_of(data, b"[") <= MAX_DEPTH:
         return False
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
@@ -262,19 +267,6 @@ def nests_deeply(data: bytes, value: object) -> bool:
         if not level:
             return False
     return True
-
-
-def _has_many_brackets(data: bytes) -> bool:
-    """Whether there are more than MAX_DEPTH opening ones. One is found in a tenth of the time that a count takes."""
-    brackets = 0
-    for bracket in (b"{", b"["):
-        place = data.find(bracket)
-        while place >= 0:
-            brackets += 1
-            if brackets > MAX_DEPTH:
-                return True
-            place = data.find(bracket, place + 1)
-    return False
 
 
 def error_body(message: str, *, type: str, code: str | None, param: str | None = None) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from relay.pure.choice import MAX_SURFACES
 from relay.pure.fold import fold_seen
 from relay.pure.guard import MAX_CHOICES
-from relay.pure.openai import Chunk, Frame, count_keys, has_repeated_key
+from relay.pure.openai import Chunk, Frame, count_keys, count_of, has_repeated_key
 from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA, read
 from relay.pure.window import MAX_NOTHING
 
@@ -63,7 +63,7 @@ def _only_text(data: bytes, frame: Frame) -> str | None:
             return None
     # As in `has_repeated_key`. Keys that stand elsewhere are not counted: one colon more, and it is another kind.
     keys = len(frame) + len(choice) + len(message)
-    colons = data.count(b":") - keys
+    colons = count_of(data, b":") - keys
     if type(usage) is dict and colons != len(usage):
         colons -= count_keys(usage)
         return text if colons == text.count(":") and b"\\u003" not in data else None
