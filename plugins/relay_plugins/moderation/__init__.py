@@ -29,6 +29,7 @@ from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
 from relay.pure.guard import Guard
 from relay.pure.policy import Policy
+from relay.pure.request import ChatRequest
 from relay.pure.tally import Tally
 from relay.pure.transcript import MAX_SHOWN_CHARS
 from relay.pure.window import Cutting, Scanner
@@ -218,14 +219,13 @@ class Moderation(Plugin):
 
     def _gate(self, ex: Exchange, sink: Sink) -> Gate:
         request = ex.request
-        usage = request.wants_usage
         guard = Guard(
             self._policy,
             self._scanners,
             remote=self._judge is not None,
             choices=request.choices,
-            usage=usage,
-            prompt_tokens=round(sum(tokens.estimate(text) for _, text in request.texts())) if usage else 0,
+            usage=request.wants_usage,
+            prompt_tokens=partial(_estimated, request),
             whole=not request.stream,
         )
         return Gate(
@@ -291,6 +291,10 @@ class Moderation(Plugin):
             if found.action == "block" and self.response != "shadow":
                 ex[STOPPED_BY] = found.moderator, found.label
         self._metrics.moderated(tally)
+
+
+def _estimated(request: ChatRequest) -> int:
+    return round(sum(tokens.estimate(text) for _, text in request.texts()))
 
 
 async def _too_late() -> Said:
