@@ -151,6 +151,7 @@ class StreamDelivery(Delivery):
         self.reads += 1
         chunk = PlainChunk()
         chunk.framed = data
+        chunk.size = len(data)
         chunk.said = said
         try:
             self._sink.feed(chunk)

@@ -95,13 +95,14 @@ class Chunk(Event):
 class PlainChunk(Chunk):
     """An event of which is known what it says, and that it says nothing else: most are, so little is made of it.
 
-    It is kept as the HTTP chunk that it came in, and leaves as that. Who makes one sets `framed` and `said`: an
-    initialiser in Python would cost more than all else about it.
+    It is kept as the HTTP chunk that it came in, and leaves as that. Who makes one sets `framed`, its `size`, and `said`:
+    an initialiser in Python would cost more than all else about it.
     """
 
-    __slots__ = ("framed",)
+    __slots__ = ("framed", "size")
 
     framed: bytes
+    size: int  # type: ignore[assignment]
     plain = True
     name = ""
     lenient = False
@@ -112,12 +113,9 @@ class PlainChunk(Chunk):
     def of(cls, framed: bytes, said: tuple[int, str]) -> PlainChunk:
         chunk: PlainChunk = cls()
         chunk.framed = framed
+        chunk.size = len(framed)
         chunk.said = said
         return chunk
-
-    @property
-    def size(self) -> int:
-        return len(self.framed)
 
     # Read only, like all of a chunk, and seldom asked for.
 
