@@ -112,7 +112,8 @@ class Lane:
         # What `Run.extend` does, where nobody but its one scanner has a say.
         run.end = run.needs = need = run.end + said
         horizon = need - run.scanner.held  # type: ignore[union-attr]
-        run.horizon = max(run.horizon, horizon)
+        if horizon > run.horizon:  # noqa: PLR1730 - a call of max() costs as much as ten of these
+            run.horizon = horizon
         self.newest = chunk
         self.came += said
         if self._estimated:
@@ -165,7 +166,8 @@ class Lane:
     def _release(self, horizon: int, now: float, release: Callable[[Chunk], None]) -> None:
         frames = self._frames
         held_s = now - frames[0][3]  # none has waited longer than the first
-        self.longest_hold_s = max(self.longest_hold_s, held_s)
+        if held_s > self.longest_hold_s:  # noqa: PLR1730 - as above
+            self.longest_hold_s = held_s
         if self.first_hold_s is None:
             self.first_hold_s = held_s
         while self._need <= horizon:

@@ -102,7 +102,7 @@ class PlainChunk(Chunk):
     __slots__ = ("framed", "size")
 
     framed: bytes
-    size: int  # type: ignore[assignment]
+    size: int
     plain = True
     name = ""
     lenient = False
