@@ -133,7 +133,7 @@ class StreamDelivery(Delivery):
         """`shapes` is what earlier streams of this upstream have shown of its frames."""
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
-        self._finished: set[int] = set()  # indexes of choices that have a finish_reason
+        self._finished: frozenset[int] = frozenset()  # indexes of choices that have a finish_reason
         self._shapes = shapes or Shapes()
         self._shape = self._shapes.newest  # of its commonest frame
         self._stencil = Stencil(self._shape) if self._shape is not None else None  # what this stream repeats of it
@@ -224,9 +224,11 @@ class StreamDelivery(Delivery):
             return
         self.usage = usage_of(cast(Frame, frame)) or self.usage
         try:
-            self._finished.update(finished(cast(Frame, frame)))
+            finishes = frozenset(finished(cast(Frame, frame)))
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
+        if finishes:
+            self._finished |= finishes
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():

@@ -136,7 +136,7 @@ class StreamWriter:
         if transport is None:
             self._wake()
             return
-        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        data = b"".join(pending)  # of one it is that one
         pending.clear()
         if not transport.is_closing():
             transport.write(data)

@@ -92,8 +92,7 @@ class Lane:
         self.produced = 0.0
         self._remote = remote
         self._estimated = estimated
-        # Who reads along, if nobody else has a say.
-        self._take = None if remote else run.take_text
+        self._take = self._taker()
         # Chunk, horizon of the run at which it may leave, characters, when it came.
         self._frames: deque[tuple[Chunk, int, int, float]] = deque()
         self._need = NEVER  # the first one's horizon
@@ -104,9 +103,7 @@ class Lane:
         False if that is not all that has to be done: something was found, too much waits, or a window is ripe.
         """
         run, take = self.run, self._take
-        if take is None or run.before:
-            return self._say(chunk, text, now, release)
-        said = take(text)
+        said = take(text) if take is not None else 0
         if not said:
             return self._say(chunk, text, now, release)
         # What `Run.extend` does, where nobody but its one scanner has a say.
@@ -135,6 +132,8 @@ class Lane:
         """The same of any text, whoever has a say."""
         run, frames = self.run, self._frames
         found = run.extend(text, now)
+        if not self._remote:
+            self._take = self._taker()
         self.newest = chunk
         said = len(text)
         self.came += said
@@ -156,6 +155,10 @@ class Lane:
         if not well or self.bytes > self.room:
             return False
         return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
+
+    def _taker(self) -> Callable[[str], int] | None:
+        """What takes the next text, if nobody but one scanner has a say, and no character before it belongs to it."""
+        return None if self._remote or self.run.before else self.run.take_text
 
     def release(self, now: float, release: Callable[[Chunk], None]) -> None:
         """More of the run is cleared: what may leave is released."""
