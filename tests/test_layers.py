@@ -124,6 +124,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "relay.errors",
+            "relay.request",
             "relay.events",
             "relay.failpoint",
             "relay.store",
