@@ -71,7 +71,7 @@ class Open:
         "silence", "status", "task", "writer",
     )  # fmt: skip
 
-    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, *, routed: bool) -> None:
+    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, routed: bool) -> None:
         self.ex = ex
         self.task = task
         self.routed = routed
@@ -151,9 +151,9 @@ class App:
         if route is None:
             path = message.url.raw_path  # without a query; a path with escapes is another one
             route = self._routes.get(path)
-        ex = Exchange(new_id(), route.operation if route is not None else "models", headers=headers, loop=self._loop)
+        ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.reply_headers["x-request-id"] = ex.id
-        reply = Open(ex, request.task, routed=route is not None)
+        reply = Open(ex, request.task, route is not None)
         self._open.add(reply)
         self._idle.clear()
         try:
@@ -261,12 +261,11 @@ class App:
             reply.asked_at, reply.moderated_s = monotonic(), ex.moderated_s or 0.0
             reply.answer = await self._ask(reply)
         stall_timeout_s = self._server.stall_timeout_s
-        bodiless = answered is not None and answered.status in BODILESS
-        writer: Writer = (
-            StreamWriter(ex, request, self._outbox, stall_timeout_s=stall_timeout_s)
-            if stream and not bodiless
-            else WholeWriter(ex, request, stall_timeout_s=stall_timeout_s)
-        )
+        writer: Writer
+        if stream and (answered is None or answered.status not in BODILESS):
+            writer = StreamWriter(ex, request, self._outbox, stall_timeout_s)
+        else:
+            writer = WholeWriter(ex, request, stall_timeout_s)
         reply.writer = writer
         asked_by_us = reply.answer is not None and stream and reply.answer.usage_asked
         last: Sink = UsageFilter(writer) if asked_by_us else writer
@@ -286,14 +285,6 @@ class App:
                 StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
             )
         if reply.delivery is not None:
-            reply.silence = SilenceWatch(
-                ex,
-                writer,
-                reply.delivery,
-                self._log,
-                keepalive_s=self._server.keepalive_s,
-                idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
-            )
             reply.delivery.start()
         if isinstance(writer, WholeWriter):
             await writer.run()
@@ -459,6 +450,15 @@ class App:
         for reply in tuple(self._open):
             if reply.silence is not None:
                 reply.silence.look(now)
+            elif reply.writer is not None and reply.delivery is not None:
+                reply.silence = SilenceWatch(
+                    reply.ex,
+                    reply.writer,
+                    reply.delivery,
+                    self._log,
+                    keepalive_s=self._server.keepalive_s,
+                    idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
+                )
 
     async def drain(self, grace_s: float) -> int:
         """Take no new requests, let the open ones finish, then end them; returns how many had to be ended."""

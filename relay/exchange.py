@@ -164,7 +164,6 @@ class Exchange:
         self,
         id: str,
         operation: Operation,
-        *,
         headers: CIMultiDictProxy[str],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
 from time import time
 from typing import Final
@@ -30,28 +29,34 @@ BODILESS: Final = frozenset((*range(100, 200), 204, 304))
 
 
 class Standard:
-    """The headers that every reply of a kind has, unless somebody has set one of the same name."""
+    """The headers that every reply of a kind has, the date among them, unless somebody has set one of the same name."""
 
-    __slots__ = ("headers", "lines", "names")
+    __slots__ = ("_headers", "_lines", "_second", "names")
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        self.headers = {**headers, hdrs.SERVER: SERVER}
-        self.names = (*self.headers, hdrs.DATE)
-        self.lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items()).encode()
+        self._headers = {**headers, hdrs.SERVER: SERVER, hdrs.DATE: ""}
+        self.names = tuple(self._headers)
+        self._second = 0  # to which `_lines` belong
+        self._lines = b""
+
+    def lines(self) -> bytes:
+        """As they are sent."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._headers[hdrs.DATE] = formatdate(second, usegmt=True)
+            self._lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items()).encode()
+        return self._lines
+
+    def add(self, headers: CIMultiDict[str]) -> None:
+        """Set those that nobody has set."""
+        self.lines()
+        for name, value in self._headers.items():
+            headers.setdefault(name, value)
 
 
 BARE: Final = Standard({})
 JSON: Final = Standard({hdrs.CONTENT_TYPE: "application/json"})
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
-
-
-@lru_cache(maxsize=8)
-def _lines(standard: Standard, second: int) -> bytes:
-    return standard.lines + f"{hdrs.DATE}: {_date(second)}\r\n".encode()
 
 
 def head(request: Request, status: int, standard: Standard, headers: CIMultiDict[str], length: int | None) -> bytes:
@@ -79,13 +84,11 @@ def head(request: Request, status: int, standard: Standard, headers: CIMultiDict
         headers[hdrs.CONNECTION] = "close"
     elif version == HttpVersion10:
         headers[hdrs.CONNECTION] = "keep-alive"
-    second = int(time())
-    lines = _lines(standard, second)
+    lines = standard.lines()
     for name in standard.names:
-        if name in headers:  # somebody has set it
+        if name in headers:
+            standard.add(headers)
             lines = b""
-            for other, value in (*standard.headers.items(), (hdrs.DATE, _date(second))):
-                headers.setdefault(other, value)
             break
     first = _FIRST.get(status) or f"HTTP/1.1 {status} "
     if version == HttpVersion10:

@@ -258,7 +258,7 @@ class _Connection(RequestHandler):
         wrong = _meaning(message) if isinstance(message, _ErrInfo) else _wrong(message)
         head = ERROR if isinstance(message, _ErrInfo) else message
         keep_alive = not (head.should_close or listener.leaving)
-        request = Request(head, content, self, self._task_handler, keep_alive=keep_alive)
+        request = Request(head, content, self, self._task_handler, keep_alive)
         try:
             if wrong is None:
                 await listener.answer(request)

@@ -31,7 +31,6 @@ class Request:
         content: StreamReader,
         protocol: RequestHandler,
         task: asyncio.Task[None] | None,
-        *,
         keep_alive: bool,
     ) -> None:
         self.message = message

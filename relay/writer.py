@@ -71,7 +71,7 @@ class StreamWriter:
         "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
     )  # fmt: skip
 
-    def __init__(self, ex: Exchange, request: Request, outbox: Outbox, *, stall_timeout_s: float) -> None:
+    def __init__(self, ex: Exchange, request: Request, outbox: Outbox, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
         self.status = 200
         self.headers: Mapping[str, str] = {}  # of an answer that a plugin gave
@@ -191,7 +191,7 @@ class WholeWriter:
         "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
     )  # fmt: skip
 
-    def __init__(self, ex: Exchange, request: Request, *, stall_timeout_s: float) -> None:
+    def __init__(self, ex: Exchange, request: Request, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
         self.headers: Mapping[str, str] = {}
         self.status = 200

@@ -20,11 +20,11 @@ def lines(
 ) -> tuple[str, dict[str, str], Request]:
     """The status line, the headers in lower case but for those of every reply, and the request. keep: as its client asks."""
     mocked = make_mocked_request("POST", "/", version=version)
-    request = Request(mocked._message, mocked.content, mocked.protocol, None, keep_alive=keep)
+    request = Request(mocked._message, mocked.content, mocked.protocol, None, keep)
     data = head(request, status, standard, CIMultiDict(headers), length)
     first, *rest = data.decode().removesuffix("\r\n\r\n").split("\r\n")
     assert len({line.partition(": ")[0].lower() for line in rest}) == len(rest)
-    return first, {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, sent
+    return first, {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, request
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,14 @@ def test_no_header_says_more_than_itself(text: str) -> None:
     for header in (("x-a", text), (text, "a")):
         with pytest.raises(ValueError, match=r"[Ff]orbidden|Newline"):
             lines(HttpVersion11, True, 0, header)
+
+
+def test_what_every_reply_has() -> None:
+    """Each has it once, in the word of whoever has set it, if anybody has."""
+    standard = Standard({"Content-Type": "application/json"})
+    _, headers, _ = lines(HttpVersion11, True, 3, standard=standard)
+    assert (headers["content-type"], headers["server"]) == ("application/json", "relay")
+    for name, text in (("content-type", "text/plain"), ("server", "another"), ("date", "today")):
+        _, headers, _ = lines(HttpVersion11, True, 3, (name, text), standard=standard)
+        assert headers[name] == text
+        assert {"content-type", "server", "date", "content-length"} == headers.keys()
