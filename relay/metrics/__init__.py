@@ -121,6 +121,7 @@ class Metrics:
         # Those of every request are handed on as they are.
         self.request_ended = self.requests.ended
         self.moderated = self._moderation.moderated
+        self.passed = self._moderation.passed
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
         gauges(families.BUILD_INFO, registry)[_RUNNING].set(1)
 
