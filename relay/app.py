@@ -154,8 +154,9 @@ class App:
         ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.reply_headers["x-request-id"] = ex.id
         reply = Open(ex, request.task, route is not None)
+        if not self._open:
+            self._idle.clear()
         self._open.add(reply)
-        self._idle.clear()
         try:
             origin = headers.get(hdrs.ORIGIN)
             if origin is not None:
@@ -163,12 +164,11 @@ class App:
             try:
                 if route is None:
                     raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
+                self._check(request, route)
                 if message.method == hdrs.METH_OPTIONS:
                     ex.outcome = Outcome("completed")
                     await self._send(reply, request, 204, BARE, {hdrs.ALLOW: f"{route.method}, OPTIONS"}, b"")
-                    return
-                self._check(request, route)
-                if ex.operation == "chat":
+                elif ex.operation == "chat":
                     body = await read_body(
                         request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
                     )
@@ -191,12 +191,14 @@ class App:
             ex.reply_headers = ReplyHeaders({"x-request-id": ex.id})  # a header may have been the fault
             await self._refuse(reply, request, InternalError())
         finally:
-            reply.status = request.status
             self._spawn(self._leave(reply))
+        reply.status = request.status
 
     def _check(self, request: Request, route: Route) -> None:
         """Raises a refusal for what is no request to us."""
         method, asked = route.method, request.message.method
+        if asked == hdrs.METH_OPTIONS:
+            return
         if asked != method and not (method == hdrs.METH_GET and asked == hdrs.METH_HEAD):
             raise Reject(
                 f"Use {method} here.", code="method_not_allowed", status=405, headers={hdrs.ALLOW: f"{method}, OPTIONS"}
@@ -436,7 +438,7 @@ class App:
     # The app's own life
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

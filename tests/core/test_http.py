@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 
 import pytest
 from aiohttp import web
@@ -29,9 +30,9 @@ class Stage:
 
 
 @pytest.fixture
-async def stage():
+async def stage(request):
     async with AsyncExitStack() as stack:
-        stage = Stage()
+        stage = getattr(request, "param", Stage)()
         runner = web.ServerRunner(stage.listener, shutdown_timeout=0.1)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -118,3 +119,68 @@ async def test_who_is_still_asking_is_answered(stage, sent):
     assert await closed(reader)
     async with asyncio.timeout(PATIENCE_S):
         await emptying
+
+
+SEEN = ContextVar("seen", default="")
+
+
+class Naming(Stage):
+    """Answers with the name that an earlier request has left in a context variable, and leaves another one."""
+
+    async def _answer(self, request):
+        self.come += 1
+        body = await read_body(request, max_bytes=100, timeout_s=PATIENCE_S)
+        await self.go.wait()
+        seen = SEEN.get()
+        SEEN.set(body.decode())
+        return web.Response(body=(seen or "none").encode())
+
+
+@pytest.mark.parametrize("stage", [Naming], indirect=True)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_a_request_leaves_in_a_context_ends_with_it(stage, at_once):
+    """Also if the next one on its connection has come already."""
+    reader, writer = await stage.dial()
+    for _ in range(1 if at_once else 3):
+        writer.write((HEAD + b"body") * (3 if at_once else 1))
+        for _ in range(3 if at_once else 1):
+            assert b"none" == (await answer(reader))[1]
+    assert 3 == stage.come
+
+
+async def test_more_than_may_wait_are_answered_in_their_order(stage):
+    """Reading is held up behind 32 of them, and goes on."""
+    reader, writer = await stage.dial()
+    stage.go.clear()
+    writer.writelines(HEAD + b"%04d" % number for number in range(200))
+    await stage.until(lambda: stage.come)
+    stage.go.set()
+    assert [b"%04d" % number for number in range(200)] == [(await answer(reader))[1] for _ in range(200)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_who_asks_for_another_protocol_goes_on_in_this_one(stage, together):
+    """Nobody here speaks another; what comes behind such a request is the next one."""
+    asked = HEAD[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + b"some"
+    reader, writer = await stage.dial()
+    writer.write(asked + (HEAD + b"more" if together else b""))
+    assert b"some" == (await answer(reader))[1]
+    if not together:
+        writer.write(HEAD + b"more")
+    assert b"more" == (await answer(reader))[1]
+    writer.write(asked)
+    assert b"some" == (await answer(reader))[1]
+
+
+async def test_a_connection_on_which_nobody_asks_has_no_task(stage):
+    """And after `keepalive_timeout` it is closed."""
+    reader, writer = await stage.dial()
+    writer.write(HEAD + b"body")
+    await answer(reader)
+    [connection] = stage.listener.connections
+    await stage.until(lambda: connection.is_quiet)
+    assert connection._task_handler is None
+    connection._next_keepalive_close_time = 0
+    connection._process_keepalive()
+    assert await closed(reader)
+    await stage.until(lambda: not stage.listener.connections)
