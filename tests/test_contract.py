@@ -31,6 +31,7 @@ from relay.moderator import Moderator
 from relay.options import Context, build
 from relay.plugin import OPERATIONS, Plugin, Reply, Sink
 from relay.pure.openai import Chunk
+from relay.request import Request
 from relay.serve import running
 from relay.store import port
 from relay.testing import Hang, Script, ScriptedUpstream, frames, streamed
@@ -778,11 +779,13 @@ class Handled:
             client.is_closing.return_value = False
             client.get_write_buffer_size.return_value = 0
             path = "/v1/chat/completions"
-            request = make_mocked_request("POST", path, headers=HEADERS, payload=chat, transport=client)
+            mocked = make_mocked_request("POST", path, headers=HEADERS, transport=client)
+            request = Request(mocked._message, chat, mocked.protocol, None, True)
             handling = asyncio.create_task(self.app.handle(request))
+            request.task = handling
             for _ in range(turns):
                 await asyncio.sleep(0)
-            status = handling.result().status if handling.done() else None
+            status = request.status if handling.done() else None
             handling.cancel()
             await asyncio.wait([handling])
             await self.app.drain(10)
