@@ -204,6 +204,10 @@ class Metrics:
         """A moderated request has ended; once per request."""
         self._moderation.moderated(tally)
 
+    def scanned(self, characters: int) -> None:
+        """So much of a request was read along, and nothing was found: `moderated` need not be told."""
+        self._moderation.scanned(characters)
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics if `accept` names it, else the text format 0.0.4.
 

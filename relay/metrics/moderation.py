@@ -70,6 +70,7 @@ class ModerationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         characters = counters(families.MODERATION_CHARACTERS, registry)
         self._characters = [characters[(state,)] for state in CHARACTERS]
+        self._checked = characters[("checked",)]
         self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
         self._checks = Series(Counter, families.MODERATION_CHECKS, registry)
         self._violations = Series(Counter, families.VIOLATIONS, registry)
@@ -100,6 +101,9 @@ class ModerationMetrics:
             self._ceiling[(name,)].set(standing.ceiling)
             self._rate[(name,)].set(standing.rate)
             self._waiting[(name,)].set(standing.waiting)
+
+    def scanned(self, characters: int) -> None:
+        self._checked.inc(characters)
 
     def moderated(self, tally: ModerationTally) -> None:
         came, checked, released, withheld, blocked = self._characters

@@ -9,7 +9,7 @@ Shapes: https://platform.openai.com/docs/api-reference/chat/streaming and what r
 from __future__ import annotations
 
 import json as stdlib_json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -211,6 +211,11 @@ def has_repeated_key(data: bytes, keys: int, value: object = None) -> bool:
     colons = data.count(b":")
     if colons == keys or (value is not None and colons == keys + count_colons(value) and b"\\u003" not in data):
         return False
+    return _repeats(data)
+
+
+def _repeats(data: bytes) -> bool:
+    """The same, by reading the text again: the slow way."""
     try:
         stdlib_json.loads(data.decode("utf-8", "replace"), object_pairs_hook=_pairs_without_repeats)
     except RepeatedKeyError:
@@ -233,24 +238,42 @@ def count_colons(value: object) -> int:
     return colons
 
 
-def count_keys(value: object, most: int = -1) -> int:
-    """How many keys stand in a parsed value, at any depth. most: there are no more, so when these are found, that is all."""
+def count_keys(value: object) -> int:
+    """How many keys stand in a parsed value, at any depth."""
     keys, values = 0, [value]
     for below in values:  # which grows meanwhile
         if type(below) is dict:
             keys += len(below)
-            if keys == most:
-                break
             values += below.values()
         elif type(below) is list:
             values += below
     return keys
 
 
+def problem_of(data: bytes, value: Frame) -> Literal["deep", "repeated"] | None:
+    """What is wrong with JSON text that was parsed to `value`: it nests too deeply, or a key stands twice in one object.
+
+    Every colon of JSON text follows a key or stands in a string, and of keys that stand twice a parser keeps one: what it
+    kept, written again, has fewer colons. Unless some of those in strings came as escapes, which then are more.
+    """
+    if len(data) > 2 * MAX_DEPTH and count(data, b"{") + count(data, b"[") > MAX_DEPTH and _is_deep(value):
+        return "deep"
+    if count(data, b":") != count(orjson.dumps(value), b":") or b"\\u003" in data:
+        return "repeated" if _repeats(data) else None
+    return None
+
+
+def count(data: bytes, mark: bytes) -> int:
+    """How often one byte stands in a text. `bytes.count` looks at every byte; `replace` finds it by memchr, faster by far."""
+    return len(data) - len(data.replace(mark, b""))
+
+
 def nests_deeply(data: bytes, value: object) -> bool:
     """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
-    if len(data) <= 2 * MAX_DEPTH:
-        return False
+    return len(data) > 2 * MAX_DEPTH and data.count(b"{") + data.count(b"[") > MAX_DEPTH and _is_deep(value)
+
+
+def _is_deep(value: object) -> bool:
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [
