@@ -119,7 +119,7 @@ class History(Plugin):
         if size > (INLINE_BYTES_EXACT if self.count == "exact" else INLINE_BYTES):
             trimmed = await asyncio.to_thread(self._trim, messages, factor)
         else:
-            trimmed = self._trim(messages, factor)
+            trimmed = self._fitting(request, factor) or self._trim(messages, factor)
         dropped = len(messages) - len(trimmed.kept)
         if dropped:
             request.keep_messages(trimmed.kept)
@@ -142,6 +142,19 @@ class History(Plugin):
             if tokens + (overhead * factor if factor > 1.0 else overhead) > self.max_tokens:
                 return False
         return request.contents is not None
+
+    def _fitting(self, request: ChatRequest, factor: float) -> Trimmed | None:
+        """All messages, if they are nothing but texts, estimated, and fit: then it is all one which turns there are."""
+        contents = request.contents
+        if contents is None or self.max_turns is not None or self.count == "exact":
+            return None
+        characters = sum(map(len, contents))
+        tokens = MESSAGE_TOKENS * len(contents) + sum(map(estimate, contents))
+        if self.max_tokens is not None and tokens > self.max_tokens / factor:
+            return None
+        if self.max_chars is not None and characters > self.max_chars:
+            return None
+        return Trimmed([*range(len(contents))], (tokens, characters, 0))
 
     def _trim(self, messages: Sequence[Message], factor: float) -> Trimmed:
         """`factor` is what the model's tokenizer makes of an estimated token; 1 where tokens are counted."""
@@ -174,6 +187,9 @@ class History(Plugin):
 
 def _cost(count: Callable[[str], float], message: Message) -> Cost:
     """Tokens, characters, and how many things are no text."""
+    text = message.get("content")
+    if len(message) == 2 and type(text) is str and "role" in message:
+        return MESSAGE_TOKENS + count(text), len(text), 0  # as most are
     texts, media = said(message)
     return MESSAGE_TOKENS + MEDIA_TOKENS * media + sum(map(count, texts)), sum(map(len, texts)), media
 
