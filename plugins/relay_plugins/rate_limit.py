@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, get_args
+from typing import Annotated, ClassVar, Final, NamedTuple, get_args
 
 from msgspec import Meta
 from multidict import istr
@@ -224,9 +224,9 @@ class _Request:
     async def measure(self, request: ChatRequest) -> None:
         """Estimate what it will take."""
         if len(request.encode()) > INLINE_BYTES:
-            self.prompt = await asyncio.to_thread(_measured, request.messages)
+            self.prompt = await asyncio.to_thread(_measured, request)
         else:
-            self.prompt = _measured(request.messages)
+            self.prompt = _measured(request)
         reply = _longest(request)
         self.share = Share(self.prompt.tokens + reply, self.prompt.characters + reply * TOKEN_CHARACTERS)
         self.count = meter.Count()
@@ -267,10 +267,14 @@ class _Meter:
         self._sink.feed(chunk)
 
 
-def _measured(messages: Sequence[Mapping[str, Any]]) -> Share:
+def _measured(request: ChatRequest) -> Share:
     """What a prompt says, about."""
+    contents = request.contents
+    if contents is not None:
+        tokens = MESSAGE_TOKENS * len(contents) + sum(map(estimate, contents))
+        return Share(math.ceil(tokens), sum(map(len, contents)))
     tokens, characters = 0.0, 0
-    for message in messages:
+    for message in request.messages:
         texts, media = said(message)
         tokens += MESSAGE_TOKENS + MEDIA_TOKENS * media + sum(map(estimate, texts))
         characters += sum(map(len, texts))
