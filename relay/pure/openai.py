@@ -257,7 +257,7 @@ def problem_of(data: bytes, value: Frame) -> Literal["deep", "repeated"] | None:
     colons are counted, each of which follows a key or stands in a string: of keys that stand twice a parser keeps one, so
     what it kept has fewer of them; unless some of those in strings came as escapes, which then are more.
     """
-    if len(data) > 2 * MAX_DEPTH and count(data, b"{") + count(data, b"[") > MAX_DEPTH and _is_deep(value):
+    if nests_deeply(data, value):
         return "deep"
     again = orjson.dumps(value)
     if again != data and (count(data, b":") != count(again, b":") or b"\\u003" in data) and _repeats(data):
@@ -272,10 +272,8 @@ def count(data: bytes, mark: bytes) -> int:
 
 def nests_deeply(data: bytes, value: object) -> bool:
     """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
-    return len(data) > 2 * MAX_DEPTH and data.count(b"{") + data.count(b"[") > MAX_DEPTH and _is_deep(value)
-
-
-def _is_deep(value: object) -> bool:
+    if len(data) <= 2 * MAX_DEPTH:
+        return False
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):
         level = [

@@ -46,10 +46,6 @@ class InvalidRequest(ValueError):
 
 
 _OBJECTS: Final = {dict}
-_PROBLEMS: Final = {
-    "deep": (f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json"),
-    "repeated": ("A key is repeated in one JSON object; send each key once.", "repeated_key"),
-}
 
 
 class Fields(dict[str, object]):
@@ -84,8 +80,10 @@ class JsonObject:
         if type(parsed) is not dict:
             raise InvalidRequest("The body has to be a JSON object.", "invalid_json")
         problem = problem_of(body, parsed)
-        if problem is not None:
-            raise InvalidRequest(*_PROBLEMS[problem])
+        if problem == "deep":
+            raise InvalidRequest(f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json")
+        if problem == "repeated":
+            raise InvalidRequest("A key is repeated in one JSON object; send each key once.", "repeated_key")
         # The JSON of each field, once one is to be changed; from then on the body is made of them.
         self._fields: dict[str, msgspec.Raw] | None = None
         self._body: bytes | None = body
