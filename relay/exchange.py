@@ -181,10 +181,10 @@ class Exchange:
         self._load: Callable[[], ChatRequest] | None = None
         self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it
         self._state: dict[Key[Any], Any] = {}
-        self._holders: set[Hashable] = set()
+        self._holders: set[Hashable] | None = None  # made when somebody pauses, as few have to
         self._flow: Flow | None = None
         self._stopped: Outcome | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] | None = None  # of what was spawned, likewise
         self._closed = False
 
     @property
@@ -242,13 +242,15 @@ class Exchange:
 
     def pause(self, who: Hashable) -> None:
         """Read no more from the upstream until `who`, and everyone else who asked, has resumed."""
+        if self._holders is None:
+            self._holders = set()
         if not self._holders and self._flow is not None:
             self._flow.pause()
         self._holders.add(who)
 
     def resume(self, who: Hashable) -> None:
         """`who` has no objection any more. Reading starts again in the loop's next turn, never inside this call."""
-        if who in self._holders:
+        if self._holders and who in self._holders:
             self._holders.discard(who)
             if not self._holders:
                 self.loop.call_soon(self._resume)
@@ -277,6 +279,8 @@ class Exchange:
         What it raises ends the reply with an internal error, and is handed to the loop's exception handler.
         """
         task = self.loop.create_task(work)
+        if self._tasks is None:
+            self._tasks = set()
         self._tasks.add(task)
         task.add_done_callback(self._settle)
         if self._closed:
@@ -284,6 +288,7 @@ class Exchange:
         return task
 
     def _settle(self, task: asyncio.Task[Any]) -> None:
+        assert self._tasks is not None
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report("spawned work failed", task, error)

@@ -407,8 +407,9 @@ class Here:
         """How each scope stands. If no one refuses, all have given what was asked for, and the request is open."""
         passing = []
         for scope in scopes:
-            caller, rates = self._caller(scope), scope.rates if replicas == 1 else scope.rates.divided(replicas)
-            passed = _passing(caller, rates, share, now)
+            kind, name, rates = scope
+            caller = self._callers.get((kind, name)) or self._caller(scope)
+            passed = _passing(caller, rates if replicas == 1 else rates.divided(replicas), share, now)
             if passed is None:
                 return [_look(self._caller(scope), scope.rates.divided(replicas), share, now) for scope in scopes]
             passing.append((caller, passed))
@@ -499,7 +500,8 @@ _Passed = tuple[Decision, float] | tuple[None, float]
 
 def _passing(caller: _Caller, rates: Rates, share: Share, now: float) -> _Passed | None:
     """What becomes of a request that nobody refuses; None if this scope does. Nothing is taken yet."""
-    if rates.open is not None and caller.in_flight >= rates.open:
+    most = rates.open
+    if most is not None and caller.in_flight >= most:
         return None
     bucket = caller.asked if rates is caller.rates else _ready(caller, rates, now)
     if caller.metered and not all(one.allowed for one in _look_at_windows(caller, rates, share, now).values()):

@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Annotated, ClassVar, Final, NamedTuple, get_args
 
 from msgspec import Meta
@@ -346,6 +347,9 @@ _HEADERS: Final[Mapping[Dimension, tuple[istr, istr, istr]]] = {
 }
 
 
+_written: Final = lru_cache(1024)(str)  # of limits, which are always the same
+
+
 def _tell(ex: Exchange, admission: Admission) -> None:
     """Of each kind the limit that is nearest to its end; of a refusal those of the scope that refuses."""
     standings = admission.standings if admission.refused is None else [admission.refused[1]]
@@ -357,7 +361,7 @@ def _tell(ex: Exchange, admission: Admission) -> None:
     headers = ex.reply_headers
     for name, decision in tightest.items():
         limit, remaining, reset = _HEADERS[name]
-        headers[limit] = str(decision.limit)
+        headers[limit] = _written(decision.limit)
         headers[remaining] = str(decision.remaining)
         headers[reset] = duration(decision.reset_s)
 
