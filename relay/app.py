@@ -10,18 +10,18 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from relay.chain import Chain, Link
 from relay.config import Config
 from relay.cors import cors_headers
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import (
+    NO_HEADERS,
     NO_RETRY,
     InternalError,
     PluginError,
@@ -32,9 +32,9 @@ from relay.errors import (
     unsupported_messages,
 )
 from relay.events import MODEL_CHARS, NOWHERE, Publisher
-from relay.exchange import CALLER, STOPPED_BY, Exchange, Operation, Outcome
-from relay.head import BODILESS, Sent
-from relay.http import SERVER, new_id, read_body
+from relay.exchange import CALLER, STOPPED_BY, Exchange, Outcome, OutcomeKind, ReplyHeaders
+from relay.head import BARE, BODILESS, JSON, Standard
+from relay.http import new_id, read_body
 from relay.keys import API_KEY
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, RequestRecord
@@ -42,11 +42,12 @@ from relay.plugin import Sink
 from relay.pure.openai import told_tokens
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
+from relay.request import Request
 from relay.routes import CHAT, ROUTES, Route
 from relay.silence import WATCH_S, SilenceWatch
 from relay.upstream import Answer, Upstreams
 from relay.usage import UsageFilter
-from relay.writer import ClientStalled, Outbox, StreamWriter, WholeWriter, Writer, error_response
+from relay.writer import Outbox, StreamWriter, WholeWriter, Writer, send
 
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
@@ -59,25 +60,40 @@ _NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
 )
 
 
-@dataclass(slots=True, eq=False)
 class Open:
-    """A reply on its way.
+    """A reply on its way; and what stands for the upstream while its answer has not begun: to stop that is to give up asking.
 
-    task: the handler's, to be cancelled only if the relay stops. routed: its path is one that is served.
+    task: the handler's, to be cancelled only if the relay stops, or gives up. routed: its path is one that is served.
     """
 
-    ex: Exchange
-    task: asyncio.Task[Any] | None
-    routed: bool
-    entered: list[Link] = field(default_factory=list)
-    answer: Answer | None = None
-    delivery: StreamDelivery | WholeDelivery | Replay | None = None
-    writer: Writer | None = None
-    status: int = 0
-    asked_at: float = 0.0  # `time.monotonic`
-    moderated_s: float = 0.0  # up to then
-    drained: bool = False
-    silence: SilenceWatch | None = None
+    __slots__ = (
+        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "given_up", "moderated_s", "routed",
+        "silence", "status", "task", "writer",
+    )  # fmt: skip
+
+    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, routed: bool) -> None:
+        self.ex = ex
+        self.task = task
+        self.routed = routed
+        self.entered: list[Link] = []
+        self.answer: Answer | None = None
+        self.delivery: StreamDelivery | WholeDelivery | Replay | None = None
+        self.writer: Writer | None = None
+        self.status = 0
+        self.asked_at = 0.0  # `time.monotonic`
+        self.moderated_s = 0.0  # up to then
+        self.drained = False
+        self.silence: SilenceWatch | None = None
+        self.asking = self.given_up = False
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def stop(self, outcome: Outcome) -> None:
+        if self.asking and self.task is not None:
+            self.given_up = True
+            self.task.cancel()
 
 
 def _split(reply: Open, record: RequestRecord, first_text_s: float, came_s: float) -> float:
@@ -93,26 +109,6 @@ def _split(reply: Open, record: RequestRecord, first_text_s: float, came_s: floa
         record.moderated_s = moderation_s
     record.overhead_s = max(0.0, first_text_s - upstream_s - moderation_s)
     return moderation_s
-
-
-class _Asking:
-    """Stands for the upstream while its answer has not begun: to stop it is to give up asking."""
-
-    def __init__(self) -> None:
-        self.stopped: Outcome | None = None
-        self.over = False
-        task = asyncio.current_task()
-        assert task is not None
-        self.task = task
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def stop(self, outcome: Outcome) -> None:
-        if not self.over:
-            self.stopped = outcome
-            self.task.cancel()
 
 
 class App:
@@ -134,7 +130,8 @@ class App:
         self._metrics = metrics
         self._log = log
         self._events = events
-        self._outbox = Outbox(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop)
         self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -146,63 +143,67 @@ class App:
 
     # One request
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse | Sent:
-        """Answer one request; never raises but for cancellation."""
-        path = request.rel_url.raw_path  # a path with escapes is another one
+    async def handle(self, request: Request) -> None:
+        """Answer one request; never raises but for cancellation, or if its client is gone."""
+        message, headers = request.message, request.headers
+        path = message.path
         route = self._routes.get(path)
-        operation: Operation = route.operation if route is not None else "models"
-        ex = Exchange(new_id(), operation, headers=request.headers)
+        if route is None:
+            path = message.url.raw_path  # without a query; a path with escapes is another one
+            route = self._routes.get(path)
+        ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.reply_headers["x-request-id"] = ex.id
-        ex.reply_headers[hdrs.SERVER] = SERVER
-        reply = Open(ex, asyncio.current_task(), route is not None)
+        reply = Open(ex, request.task, route is not None)
         self._open.add(reply)
         self._idle.clear()
         try:
-            ex.reply_headers.update(cors_headers(request, self._server.cors_origins))
-            if request.method == hdrs.METH_OPTIONS and route is not None:
-                ex.outcome, reply.status = Outcome("completed"), 204
-                return web.Response(status=204, headers={**ex.reply_headers, hdrs.ALLOW: f"{route.method}, OPTIONS"})
-            self._check(request, route)
-            response: web.StreamResponse | Sent
-            if operation != "chat":
-                response = await self._look_up(reply)
-            else:
-                body = await read_body(
-                    request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
-                )
-                ex.loads(lambda: self._load(path, body))
-                response = await self._chat(reply, request)
-        except RelayError as error:
-            response = self._refuse(reply, error)
-        except (ConnectionError, ClientStalled):
+            origin = headers.get(hdrs.ORIGIN)
+            if origin is not None:
+                ex.reply_headers.update(cors_headers(origin, headers, self._server.cors_origins))
+            try:
+                if route is None:
+                    raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
+                if message.method == hdrs.METH_OPTIONS:
+                    ex.outcome = Outcome("completed")
+                    await self._send(reply, request, 204, BARE, {hdrs.ALLOW: f"{route.method}, OPTIONS"}, b"")
+                    return
+                self._check(request, route)
+                if ex.operation == "chat":
+                    body = await read_body(
+                        request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
+                    )
+                    ex.loads(lambda: self._load(path, body))
+                    await self._chat(reply, request)
+                else:
+                    await self._look_up(reply, request)
+            except RelayError as error:
+                await self._refuse(reply, request, error)
+        except ConnectionError:
             ex.stop(Outcome("client_gone"))
             raise ConnectionResetError("the client is gone") from None
         except asyncio.CancelledError:
             if not reply.drained or reply.task is None or reply.task.uncancel():
                 ex.stop(Outcome("client_gone"))
                 raise
-            response = self._refuse(reply, drained := _cut_off(reply))
-            ex.outcome = Outcome("drained", drained)
+            await self._refuse(reply, request, _cut_off(reply), "drained")
         except Exception:  # noqa: BLE001 - our own fault: logged whole, told in one line
             self._log.exception("request failed", request_id=ex.id)
-            response = self._refuse(reply, InternalError())
+            ex.reply_headers = ReplyHeaders({"x-request-id": ex.id})  # a header may have been the fault
+            await self._refuse(reply, request, InternalError())
         finally:
+            reply.status = request.status
             self._spawn(self._leave(reply))
-        reply.status = response.status
-        return response
 
-    def _check(self, request: web.BaseRequest, route: Route | None) -> None:
+    def _check(self, request: Request, route: Route) -> None:
         """Raises a refusal for what is no request to us."""
-        if route is None:
-            raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
-        method = route.method
-        if request.method != method and not (method == hdrs.METH_GET and request.method == hdrs.METH_HEAD):
+        method, asked = route.method, request.message.method
+        if asked != method and not (method == hdrs.METH_GET and asked == hdrs.METH_HEAD):
             raise Reject(
                 f"Use {method} here.", code="method_not_allowed", status=405, headers={hdrs.ALLOW: f"{method}, OPTIONS"}
             )
-        for name in (hdrs.AUTHORIZATION, hdrs.HOST, hdrs.CONTENT_LENGTH):
-            if len(request.headers.getall(name, ())) > 1:
-                raise Reject(f"Send one {name} header, not several.", code="bad_request")
+        # Of Host and Content-Length aiohttp takes no second one.
+        if len(request.headers.getall(hdrs.AUTHORIZATION, ())) > 1:
+            raise Reject(f"Send one {hdrs.AUTHORIZATION} header, not several.", code="bad_request")
         if self._draining:
             raise _draining()
 
@@ -216,51 +217,55 @@ class App:
         self._upstreams.serving(request.model)  # raises if nobody does
         return request
 
-    async def _look_up(self, reply: Open) -> web.StreamResponse:
+    async def _look_up(self, reply: Open, request: Request) -> None:
         """Answer what needs no upstream: a plugin does, or we list the models."""
         ex = reply.ex
         answered = await self._chain.enter(ex, reply.entered)
         if answered is None and ex.operation == "quota":
             raise Reject("No quota is kept here: there is nothing to ask about.", code="not_found", status=404)
         ex.outcome = Outcome("completed")
-        ex.reply_headers.sent = True
-        headers = {hdrs.CONTENT_TYPE: "application/json", **ex.reply_headers}
         if answered is not None:
-            body = b"".join(chunk.raw for chunk in answered.chunks)
-            return web.Response(body=body, status=answered.status, headers={**headers, **answered.headers})
-        models = filter(ex[API_KEY].may_ask, self._models) if API_KEY in ex else self._models
-        return web.Response(body=_model_list(models), headers=headers)
+            body = b"" if answered.status in BODILESS else b"".join(chunk.raw for chunk in answered.chunks)
+            await self._send(reply, request, answered.status, JSON, answered.headers, body)
+        else:
+            models = filter(ex[API_KEY].may_ask, self._models) if API_KEY in ex else self._models
+            await self._send(reply, request, 200, JSON, NO_HEADERS, _model_list(models))
 
-    async def _ask(self, ex: Exchange) -> Answer:
+    async def _send(
+        self, reply: Open, request: Request, status: int, standard: Standard, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        """Send what is no model's answer."""
+        await send(request, reply.ex, status, standard, headers, body, stall_timeout_s=self._server.stall_timeout_s)
+
+    async def _ask(self, reply: Open) -> Answer:
         """Ask an upstream, unless a plugin stops the exchange meanwhile; then its error is raised."""
+        ex = reply.ex
         if ex.stopped is not None:
             raise ex.stopped.error or InternalError()
-        ex.asked = True
-        asking = _Asking()
-        ex.attach(asking)
+        ex.asked = reply.asking = True
+        ex.attach(reply)
         try:
             return await self._upstreams.ask(ex)
         except asyncio.CancelledError:
-            if asking.stopped is None or asking.task.uncancel():
+            if not reply.given_up or reply.task is None or reply.task.uncancel() or ex.stopped is None:
                 raise
-            raise asking.stopped.error or InternalError() from None
+            raise ex.stopped.error or InternalError() from None
         finally:
-            asking.over = True
+            reply.asking = False
 
-    async def _chat(self, reply: Open, request: web.BaseRequest) -> Sent:
+    async def _chat(self, reply: Open, request: Request) -> None:
         ex = reply.ex
         answered = await self._chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
             reply.asked_at, reply.moderated_s = monotonic(), ex.moderated_s or 0.0
-            reply.answer = await self._ask(ex)
+            reply.answer = await self._ask(reply)
         stall_timeout_s = self._server.stall_timeout_s
-        bodiless = answered is not None and answered.status in BODILESS
-        writer: Writer = (
-            StreamWriter(ex, request, self._outbox, stall_timeout_s=stall_timeout_s)
-            if stream and not bodiless
-            else WholeWriter(ex, request, stall_timeout_s=stall_timeout_s)
-        )
+        writer: Writer
+        if stream and (answered is None or answered.status not in BODILESS):
+            writer = StreamWriter(ex, request, self._outbox, stall_timeout_s)
+        else:
+            writer = WholeWriter(ex, request, stall_timeout_s)
         reply.writer = writer
         asked_by_us = reply.answer is not None and stream and reply.answer.usage_asked
         last: Sink = UsageFilter(writer) if asked_by_us else writer
@@ -280,20 +285,13 @@ class App:
                 StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
             )
         if reply.delivery is not None:
-            reply.silence = SilenceWatch(
-                ex,
-                writer,
-                reply.delivery,
-                self._log,
-                keepalive_s=self._server.keepalive_s,
-                idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
-            )
             reply.delivery.start()
         if isinstance(writer, WholeWriter):
-            return await writer.run()
+            await writer.run()
+            return
         self._metrics.stream_opened()
         try:
-            return await writer.run()
+            await writer.run()
         finally:
             self._metrics.stream_closed()
 
@@ -316,12 +314,15 @@ class App:
             "refusal", request_id=request_id, outcome=outcome, code=error.code, status=error.status, operation=OTHER
         )
 
-    def _refuse(self, reply: Open, error: RelayError) -> web.StreamResponse:
+    async def _refuse(self, reply: Open, request: Request, error: RelayError, kind: OutcomeKind | None = None) -> None:
+        """Answer by an error. Raises ConnectionResetError if another answer has begun."""
         ex = reply.ex
         if reply.writer is None:  # a writer has an outcome of its own, which says more than the error it raises
-            ex.outcome = Outcome.of(error)
-        ex.reply_headers.sent = True
-        return error_response(error, ex.reply_headers)
+            ex.outcome = Outcome(kind, error) if kind is not None else Outcome.of(error)
+        if request.status:
+            raise ConnectionResetError("the answer has begun")
+        ex.reply_headers.update(error.headers)
+        await self._send(reply, request, error.status, JSON, NO_HEADERS, error.body)
 
     # After the reply
 
@@ -449,6 +450,15 @@ class App:
         for reply in tuple(self._open):
             if reply.silence is not None:
                 reply.silence.look(now)
+            elif reply.writer is not None and reply.delivery is not None:
+                reply.silence = SilenceWatch(
+                    reply.ex,
+                    reply.writer,
+                    reply.delivery,
+                    self._log,
+                    keepalive_s=self._server.keepalive_s,
+                    idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
+                )
 
     async def drain(self, grace_s: float) -> int:
         """Take no new requests, let the open ones finish, then end them; returns how many had to be ended."""

@@ -78,9 +78,11 @@ class Balancer:
 
     def asked(self, upstream: Upstream, now: float) -> None:
         """A request goes to it. What comes of it is told by `answered` or `failed`, or by nobody if its client leaves."""
-        self._health[upstream.name].asked(now)
+        health = self._health[upstream.name]
+        if health.ejected:
+            health.asked(now)
 
-    def answered(self, upstream: Upstream, asked_at: float, now: float, *, model: str | None = None) -> None:
+    def answered(self, upstream: Upstream, asked_at: float, now: float, model: str | None = None) -> None:
         """A head has come. How long it took is compared with others that serve `model`, if that is given."""
         health = self._health[upstream.name]
         usual_s = None
@@ -91,8 +93,10 @@ class Balancer:
                 times = [self._health[other.name].usual_s(model) for other in serving if other is not upstream]
                 usual_s = min((usual for usual in times if usual is not None), default=None)
         was_ejected = health.ejected
-        self._judge(upstream, health.answered(asked_at, now, model=model, usual_s=usual_s))
-        if was_ejected and not health.ejected:
+        reason = health.answered(asked_at, now, model, usual_s)
+        if reason is not None:
+            self._judge(upstream, reason)
+        elif was_ejected and not health.ejected:
             self._metrics.upstream_returned(upstream.name)
             self._log.info("upstream is back", upstream=upstream.name)
             self._events.publish("return", upstream=upstream.name)

@@ -146,11 +146,13 @@ class PushProtocol(ReplyProtocol):
                         consumer.on_data(payload(chunk))
                 return
             self.between = None
-        super().data_received(data)
+        ReplyProtocol.data_received(self, data)
         relay = self.relay
+        if relay is None:
+            return
         if self.exception() is not None:
             self.relay = None  # the parser has given up, and stands nowhere
-        elif relay is not None and not relay.inside and relay.consumer is not None and data.endswith(b"\r\n"):
+        elif not relay.inside and relay.consumer is not None and data.endswith(b"\r\n"):
             # Without a line end the beginning of a size may have come, of which the parser tells nobody.
             self.between = relay.consumer
 
@@ -219,9 +221,7 @@ class _DrainingBody(ABC):
 class PushedBody(_DrainingBody):
     """The body of `reply`, pushed by the parser itself."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply)
-        self._paused = False
+    _paused = False
 
     def start(self, consumer: Consumer) -> None:
         if type(self._reader) is StreamReader:

@@ -140,7 +140,7 @@ class Connections:
     def _keep(self, connection: Connection) -> None:
         """A reply has ended: the next request may go this way."""
         protocol = cast(ClientProtocol, connection.protocol)
-        if protocol.should_close or protocol.unsent or self._connector.closed:
+        if protocol.should_close or protocol.unsent:
             connection.close()
             return
         protocol.rest()

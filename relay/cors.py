@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 EXPOSED: Final = (
     "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
@@ -20,13 +20,12 @@ EXPOSED: Final = (
 _NAMES: Final = re.compile(r"[a-zA-Z0-9-]{1,64}(, ?[a-zA-Z0-9-]{1,64}){0,40}")
 
 
-def cors_headers(request: web.BaseRequest, origins: Sequence[str]) -> Mapping[str, str]:
-    """The headers that let a page of an allowed origin read the reply to `request`; none for others."""
-    origin = request.headers.get(hdrs.ORIGIN)
+def cors_headers(origin: str, headers: Mapping[str, str], origins: Sequence[str]) -> Mapping[str, str]:
+    """The headers that let a page of an allowed origin read the reply to a request with `headers`; none for others."""
     everybody = tuple(origins) == ("*",)
-    if origin is None or not (everybody or origin in origins):
+    if not (everybody or origin in origins):
         return {}
-    asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+    asked = headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
     return {
         hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*" if everybody else origin,
         # SDKs in browsers send a dozen of their own, and those that we do not know we do not read.

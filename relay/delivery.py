@@ -133,7 +133,7 @@ class StreamDelivery(Delivery):
         """`shapes` is what earlier streams of this upstream have shown of its frames."""
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
-        self._finished: set[int] = set()  # indexes of choices that have a finish_reason
+        self._finished: frozenset[int] = frozenset()  # indexes of choices that have a finish_reason
         self._shapes = shapes or Shapes()
         self._shape = self._shapes.newest  # of its commonest frame
         self._stencil = Stencil(self._shape) if self._shape is not None else None  # what this stream repeats of it
@@ -151,6 +151,7 @@ class StreamDelivery(Delivery):
         self.reads += 1
         chunk = PlainChunk()
         chunk.framed = data
+        chunk.size = len(data)
         chunk.said = said
         try:
             self._sink.feed(chunk)
@@ -223,9 +224,11 @@ class StreamDelivery(Delivery):
             return
         self.usage = usage_of(cast(Frame, frame)) or self.usage
         try:
-            self._finished.update(finished(cast(Frame, frame)))
+            finishes = frozenset(finished(cast(Frame, frame)))
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
+        if finishes:
+            self._finished |= finishes
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():

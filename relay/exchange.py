@@ -190,8 +190,8 @@ class Exchange(_State):
         self,
         id: str,
         operation: Operation,
-        *,
         headers: CIMultiDictProxy[str],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.id = id
         self.operation: Operation = operation
@@ -202,7 +202,7 @@ class Exchange(_State):
         self.steps: list[Step] = []
         self.moderated_s: float | None = None
         self.needs_usage = False
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop or asyncio.get_running_loop()  # which is a system call in Python 3.11
         self.started = monotonic()
         self._load: Callable[[], ChatRequest] | None = None
         self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it

@@ -33,7 +33,7 @@ class Gate:
     """A sink that lets through what is cleared."""
 
     __slots__ = (
-        "_broken", "_context", "_ended", "_ex", "_guard", "_judge", "_log", "_now", "_on_failure", "_outcome", "_outlive",
+        "_broken", "_context", "_ended", "_ex", "_feed", "_guard", "_judge", "_log", "_now", "_on_failure", "_outcome", "_outlive",
         "_paused", "_report", "_reported", "_sink", "_stopped", "_tally", "_timer",
     )  # fmt: skip
 
@@ -59,6 +59,7 @@ class Gate:
         """
         self._ex = ex
         self._sink = sink
+        self._feed = sink.feed  # bound once, for all frames
         self._now = ex.loop.time
         self._guard = guard
         self._judge = judge
@@ -84,11 +85,10 @@ class Gate:
             lane is not None
             and said is not None
             and lane.index == said[0]
-            and not self._paused
-            and (self._timer is not None or not guard.remote)
+            and (not guard.remote or (self._timer is not None and not self._paused))
         ):
             now = self._now()
-            if not lane.say(chunk, said[1], now, self._sink.feed):
+            if not lane.say(chunk, said[1], now, self._feed):
                 guard.look(now)
                 self._act()
             return

@@ -2,42 +2,65 @@
 
 aiohttp's responses do this well for everybody; for a relay, whose replies all have the same few headers, they are a sixth
 of what a request costs, and two writes where one would do. Here is what is left of them: the connection's fate, the
-length or the chunks, the date. Header lines are still put together by aiohttp, which refuses line ends in them.
+length or the chunks, the date. What is the same in every reply is in bytes already; what a plugin has set is put together
+by aiohttp, which refuses line ends in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from email.utils import formatdate
 from http import HTTPStatus
+from time import time
 from typing import Final
 
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
-from aiohttp.helpers import rfc822_formatted_time
+from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from aiohttp.http_writer import _serialize_headers
 from multidict import CIMultiDict
 
-_REASONS: Final = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+from relay.request import Request
+
+# aiohttp's name of both versions tells an attacker which holes to try.
+SERVER: Final = "relay"
+
+_FIRST: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
 # Replies with these have no body, and no header that speaks of one (RFC 9110, sections 15.2, 15.3.5 and 15.4.5).
 BODILESS: Final = frozenset((*range(100, 200), 204, 304))
 
 
-class Sent:
-    """Stands for a response that has been written already, for aiohttp's server and ours."""
+class Standard:
+    """The headers that every reply of a kind has, the date among them, unless somebody has set one of the same name."""
 
-    __slots__ = ("keep_alive", "status")
+    __slots__ = ("_headers", "_lines", "_second", "names")
 
-    def __init__(self, status: int, *, keep_alive: bool) -> None:
-        self.status = status
-        self.keep_alive = keep_alive
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = {**headers, hdrs.SERVER: SERVER, hdrs.DATE: ""}
+        self.names = tuple(self._headers)
+        self._second = 0  # to which `_lines` belong
+        self._lines = b""
 
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to do."""
+    def lines(self) -> bytes:
+        """As they are sent."""
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._headers[hdrs.DATE] = formatdate(second, usegmt=True)
+            self._lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items()).encode()
+        return self._lines
 
-    async def write_eof(self) -> None:
-        """Nothing is left to do."""
+    def add(self, headers: CIMultiDict[str]) -> None:
+        """Set those that nobody has set."""
+        self.lines()
+        for name, value in self._headers.items():
+            headers.setdefault(name, value)
 
 
-def head(request: web.BaseRequest, status: int, headers: CIMultiDict[str], length: int | None) -> tuple[bytes, Sent]:
-    """The head of a reply to `request`, and what its handler returns when all is written.
+BARE: Final = Standard({})
+JSON: Final = Standard({hdrs.CONTENT_TYPE: "application/json"})
+
+
+def head(request: Request, status: int, standard: Standard, headers: CIMultiDict[str], length: int | None) -> bytes:
+    """The head of the reply to `request`, which is told its status and whether its connection outlives it.
 
     headers: changed in here. length: of the body, in bytes; None for one in chunks, or that ends with its connection for
     a client that knows no chunks; of no meaning for a status without a body. Raises ValueError if a header holds a line end.
@@ -45,22 +68,31 @@ def head(request: web.BaseRequest, status: int, headers: CIMultiDict[str], lengt
     version, keep_alive = request.version, request.keep_alive
     headers.pop(hdrs.TRANSFER_ENCODING, None)
     headers.pop(hdrs.CONTENT_LENGTH, None)
+    body = b""
     if status in BODILESS:
         pass
     elif length is not None:
-        headers[hdrs.CONTENT_LENGTH] = str(length)
+        body = b"Content-Length: %d\r\n" % length
     elif version >= HttpVersion11:
-        headers[hdrs.TRANSFER_ENCODING] = "chunked"
+        body = b"Transfer-Encoding: chunked\r\n"
     else:
         keep_alive = False
-    if headers.get(hdrs.CONNECTION, "").lower() == "close":
+    said = headers.get(hdrs.CONNECTION)
+    if said is not None and said.lower() == "close":
         keep_alive = False
     elif not keep_alive:
         headers[hdrs.CONNECTION] = "close"
     elif version == HttpVersion10:
         headers[hdrs.CONNECTION] = "keep-alive"
-    headers.setdefault(hdrs.DATE, rfc822_formatted_time())
-    said = _REASONS.get(status) or f"{status} "
-    data = _serialize_headers(f"HTTP/{version[0]}.{version[1]} {said}", headers)
-    request.writer.output_size = len(data)  # by this aiohttp knows that an answer has begun
-    return data, Sent(status, keep_alive=keep_alive)
+    lines = standard.lines()
+    for name in standard.names:
+        if name in headers:
+            standard.add(headers)
+            lines = b""
+            break
+    first = _FIRST.get(status) or f"HTTP/1.1 {status} "
+    if version == HttpVersion10:
+        first = "HTTP/1.0" + first[8:]
+    given = _serialize_headers(first, headers)  # with the empty line that ends a head
+    request.keep_alive, request.status = keep_alive, status
+    return b"%b%b%b\r\n" % (given[:-2], lines, body)

@@ -6,36 +6,46 @@ log. `Listener` takes that place: the same statuses, our shape, nothing echoed.
 It also bounds what aiohttp does not: the time that a head may take, and its size in all. A request without a byte is no
 request: an idle connection is closed after `keepalive_timeout`, and nothing is said.
 
+Each request has a task of its own, so that what a plugin keeps in a context variable ends with it; a connection on which
+nobody asks has none. aiohttp's connection has one for itself and a second for each request.
+
 What to know of aiohttp (3.14), beside what it documents:
-* Its connection waits for a head in `_waiter`; what it has read, also what it could not, stands in `_messages`.
+* What a connection has read, also what it could not, stands in `_messages`; a message is taken with `message_consumed`,
+  and reading goes on when few are left.
 * A body that breaks off in the middle (a chunk of no size) is reported behind the request that waits for it.
-* A `Connection: close` that a handler sets is sent and not kept to; `force_close` is.
-* `close` makes a connection deaf at once, also to the rest of a body, and leaves it open if it waits for a head; so does
-  `pre_shutdown`. `force_close` closes.
-* After a refusal it reads on for `lingering_time`, so that a client which is still sending gets to see the answer.
+* A body whose end has come with the rest is in its reader's `_buffer`, and nobody is held up by it.
+* `close` makes a connection deaf at once, also to the rest of a body, and leaves it open; so does `pre_shutdown`.
+  `force_close` closes.
+* Who asks for another protocol is not read on until his request has been answered: what comes after it waits in
+  `_message_tail`.
+* `_task_handler` is what `connection_lost` and `shutdown` cancel.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import copy_context
+from itertools import chain
 from typing import Any, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, http_exceptions, web
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.tcp_helpers import tcp_keepalive
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
+from multidict import CIMultiDict
 
 from relay.errors import InternalError, Reject, RelayError
-from relay.head import Sent
-from relay.writer import HIGH_WATER_BYTES, error_response
+from relay.head import JSON, head
+from relay.request import Request
+from relay.writer import HIGH_WATER_BYTES
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | Sent]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # The error that was answered, its request id, and what was raised if that was not a client's fault.
 OnRefusal = Callable[[RelayError, str, BaseException | None], None]
-
-# aiohttp's name of both versions tells an attacker which holes to try.
-SERVER = "relay"
 
 # From the first byte of a head to its last. A client that means it sends it in one packet.
 HEAD_TIMEOUT_S = 20.0
@@ -54,22 +64,21 @@ class Listener(web.Server):
     """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves.
 
     on_refusal: told of every answer that no handler gave. count: of open connections; on_count is told of each change.
+    leaving: every answer is the last one on its connection.
     """
 
     def __init__(self, handler: Handler, *, on_refusal: OnRefusal | None = None, **options: Any) -> None:
-        self._handler = handler
         self._on_refusal = on_refusal
-        self._leaving = False
+        self.leaving = False
         self.count = 0
         self.on_count: Callable[[int], None] | None = None
         super().__init__(
-            self._handle,
+            handler,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
             max_headers=MAX_HEADERS,
             lingering_time=LINGER_S,
-            request_factory=self._request,
             **options,
         )
 
@@ -89,7 +98,7 @@ class Listener(web.Server):
 
     def leave(self) -> None:
         """Have every further request answered with `Connection: close`, so that its client comes by another one."""
-        self._leaving = True
+        self.leaving = True
 
     async def empty(self, quiet_s: float) -> None:
         """Returns when the last connection is closed; those on which nobody has asked for `quiet_s` are. After `leave`."""
@@ -104,32 +113,47 @@ class Listener(web.Server):
                     each.force_close()
             await asyncio.sleep(LOOK_S)  # aiohttp tells nobody when it begins to wait
 
-    def _request(self, message: Any, *rest: Any) -> web.BaseRequest:
-        # aiohttp goes by what the client has asked for.
-        return self._make_request(message._replace(should_close=True) if self._leaving else message, *rest)
-
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        wrong = _wrong(request)
-        if wrong is not None:
-            return self.refuse(wrong)
-        response = await self._handler(request)
-        if isinstance(response, Sent):
-            return cast(web.StreamResponse, response)  # as far as aiohttp looks at it
-        if response.headers.get(hdrs.CONNECTION) == "close":
-            response.force_close()
-        return response
+    async def answer(self, request: Request) -> None:
+        """Have a request answered: by the response that the handler makes of aiohttp's own request."""
+        protocol, task = request.protocol, cast("asyncio.Task[None]", request.task)
+        message = request.message._replace(should_close=not request.keep_alive)
+        writer = StreamWriter(protocol, self._loop)
+        asked = web.BaseRequest(message, request.content, protocol, writer, task, self._loop)
+        try:
+            response = await self.request_handler(asked)
+            if response.headers.get(hdrs.CONNECTION) == "close":
+                response.force_close()  # aiohttp sends such a header, and does not keep to it
+            await response.prepare(asked)
+            request.status = response.status
+            await response.write_eof()
+            request.keep_alive = bool(response.keep_alive)
+        except Exception:
+            if writer.output_size:
+                raise ConnectionResetError("the answer has begun; another one cannot be sent") from None
+            raise
 
-    def refuse(self, error: RelayError, cause: BaseException | None = None) -> web.Response:
-        """An answer to what is no request, by which no exchange has begun. The connection is closed after it."""
+    def refuse(self, request: Request, error: RelayError, cause: BaseException | None = None) -> None:
+        """Answer what is no request, by which no exchange has begun. The connection is closed after it."""
         request_id = new_id()
-        response = error_response(error, {"x-request-id": request_id, hdrs.SERVER: SERVER})
-        response.force_close()
+        headers = CIMultiDict({"x-request-id": request_id, **error.headers})
+        request.keep_alive = False
+        body = error.body
+        data = head(request, error.status, JSON, headers, len(body))
+        if request.protocol.transport is not None:
+            request.protocol.transport.write(data if request.message.method == hdrs.METH_HEAD else data + body)
         if self._on_refusal is not None:
             self._on_refusal(error, request_id, cause)
-        return response
+
+
+class PublicListener(Listener):
+    """One whose handler takes a request as it is, and writes the answer itself."""
+
+    def __init__(self, handler: Callable[[Request], Coroutine[Any, Any, None]], **options: Any) -> None:
+        super().__init__(cast(Handler, handler), **options)
+        self.answer = handler  # type: ignore[method-assign, assignment]
 
 
 def _ours(connection: RequestHandler) -> _Connection:
@@ -137,17 +161,18 @@ def _ours(connection: RequestHandler) -> _Connection:
     return connection
 
 
-def _wrong(request: web.BaseRequest) -> Reject | None:
+def _wrong(message: RawRequestMessage) -> Reject | None:
     """What is wrong with a head that aiohttp takes."""
-    if request.version not in (HttpVersion11, HttpVersion10):
+    version = message.version
+    if version not in (HttpVersion11, HttpVersion10):
         return Reject("Speak HTTP/1.1 or HTTP/1.0.", code="bad_request")
     # aiohttp takes any coding as long as chunks come last, and chunks from HTTP/1.0, which has none (RFC 9112, 6.1).
-    transfer = request.headers.get(hdrs.TRANSFER_ENCODING)
-    if transfer is not None and (transfer.lower() != "chunked" or request.version != HttpVersion11):
+    transfer = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if transfer is not None and (transfer.lower() != "chunked" or version != HttpVersion11):
         return Reject(
             "Send the body with its length, or by HTTP/1.1 in chunks and no other coding.", code="bad_request"
         )
-    if sum(len(name) + len(value) for name, value in request.raw_headers) > MAX_HEAD_BYTES:
+    if sum(map(len, chain.from_iterable(message.raw_headers))) > MAX_HEAD_BYTES:
         return Reject(
             f"The headers are too long; send at most {MAX_HEAD_BYTES:,} bytes.", code="headers_too_large", status=431
         )
@@ -155,83 +180,173 @@ def _wrong(request: web.BaseRequest) -> Reject | None:
 
 
 class _Connection(RequestHandler):
-    """broken: the body of the request that is being handled will not come, since what came is none."""
+    """A client's connection: what it sends, until it is a request, and when the next one may be answered."""
 
-    __slots__ = ("_late", "broken")
+    __slots__ = ("_content", "_context", "_late")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._late: asyncio.TimerHandle | None = None
-        self.broken = False
+        self._content: StreamReader = EMPTY_PAYLOAD  # the body of the request that is being answered
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._waits_for_head():
-            # Empty lines between two requests are nothing.
-            if self._late is None and data.strip(b"\r\n"):
-                self._late = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
-        else:
-            self._in_time()
-        request = self._current_request
-        if (
-            self._messages
-            and isinstance(self._messages[-1][0], _ErrInfo)
-            and request is not None
-            and not request.content.is_eof()
-        ):
-            self.broken = True
-            request.content.feed_eof()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # aiohttp's own would start a task here.
+        BaseProtocol.connection_made(self, transport)
+        opened = cast(asyncio.Transport, transport)
+        tcp_keepalive(opened)
+        self._listener.connection_made(self, opened)
+        self._context = copy_context()
+        self._rest()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._in_time()
         super().connection_lost(exc)
 
     @property
+    def _listener(self) -> Listener:
+        return cast(Listener, self._manager)
+
+    @property
     def is_quiet(self) -> bool:
         """Whether nobody asks or is being answered."""
-        return self._waits_for_head() and self._late is None
+        return self._task_handler is None and self._late is None
+
+    # What comes
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        messages = self._messages
+        if self._task_handler is not None:
+            if messages and isinstance(messages[-1][0], _ErrInfo) and not self._content.is_eof():
+                self._content.set_exception(messages[-1][0].exc)
+        elif messages:
+            self._in_time()
+            self._begin()
+        # Empty lines between two requests are nothing.
+        elif self._late is None and data.strip(b"\r\n") and not (self._close or self._force_close):
+            self._late = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused:  # else there is nothing to resume, and whoever reads a body says this after each read
+            super().resume_reading(resume_parser)
 
     def _in_time(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
-    def _waits_for_head(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
-
     def _head_is_late(self) -> None:
         self._late = None
-        if self._waiter is not None and self._waits_for_head():
+        if not self._force_close:
             self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
-            self._waiter.set_result(None)
+            self._begin()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """An answer to what is no request. The connection is closed after it."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun; another one cannot be sent")
-        error = _meaning(status, exc)
-        return cast(Listener, self._manager).refuse(error, exc if isinstance(error, InternalError) else None)
+    # What is answered
+
+    def _begin(self) -> None:
+        """Answer the oldest of what has come."""
+        message, self._content = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        self._task_handler = self._loop.create_task(self._answer(message, self._content))
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    async def _answer(self, message: RawRequestMessage | _ErrInfo, content: StreamReader) -> None:
+        """One request from its head to the end of its answer."""
+        listener, keep = self._listener, False
+        wrong = _meaning(message) if isinstance(message, _ErrInfo) else _wrong(message)
+        head = ERROR if isinstance(message, _ErrInfo) else message
+        keep_alive = not (head.should_close or listener.leaving)
+        request = Request(head, content, self, self._task_handler, keep_alive)
+        try:
+            if wrong is None:
+                await listener.answer(request)
+            else:
+                listener.refuse(request, wrong)
+            if not content.is_eof():
+                await self._linger(content)
+            keep = request.keep_alive
+        except ConnectionError:
+            pass  # the client is gone, or as good as gone
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as cause:  # noqa: BLE001 - told on, and answered if nothing else was
+            if not request.status:
+                listener.refuse(request, InternalError(), cause)
+        finally:
+            self._over(keep)
+
+    async def _linger(self, content: StreamReader) -> None:
+        """Read on and throw it away, so that a client which is still sending gets to see the answer."""
+        try:
+            async with asyncio.timeout(self._lingering_time):
+                while not content.is_eof():
+                    await content.readany()
+        except TimeoutError:
+            raise ConnectionAbortedError("the body did not end") from None
+
+    def _over(self, keep: bool) -> None:
+        """An answer has been given: what is next?"""
+        self._task_handler = None
+        self._content = EMPTY_PAYLOAD
+        if self._force_close or self.transport is None:
+            return
+        if not keep or self._close:
+            self._close = True
+            self.transport.close()
+            return
+        if self._upgraded and not self._messages:
+            self._go_on()
+        if self._messages:
+            self._context.copy().run(self._begin)  # not in that of the last request
+        else:
+            self._rest()
+
+    def _go_on(self) -> None:
+        """Nobody here speaks another protocol: what came behind the request for one is the next request."""
+        assert self._parser is not None
+        self._upgraded = False
+        self._parser.set_upgraded(False)
+        tail, self._message_tail = self._message_tail, b""
+        super().data_received(tail)
+        if self._buffer_paused:
+            self._resume_reading_if_drained()
+
+    # Nobody asks
+
+    def _rest(self) -> None:
+        """Wait for the next request, `keepalive_timeout` at most: one timer goes on from rest to rest."""
+        self._next_keepalive_close_time = due = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
+
+    def _process_keepalive(self) -> None:
+        self._keepalive_handle = None
+        if self._force_close or self._task_handler is not None:
+            return
+        due = self._next_keepalive_close_time
+        if self._loop.time() < due:
+            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
+        else:
+            self.force_close()
 
 
-def _meaning(status: int, exc: BaseException | None) -> RelayError:
-    """The error for what aiohttp could not hand to a handler, or what a handler let through."""
+def _meaning(wrong: _ErrInfo) -> RelayError:
+    """The error for what aiohttp could not hand to a handler."""
+    exc = wrong.exc
     if isinstance(exc, http_exceptions.LineTooLong):
         return Reject("A header line is too long; send at most 8,190 bytes.", code="headers_too_large", status=431)
     if isinstance(exc, http_exceptions.BadHttpMessage) and exc.message == "Too many headers received":
         return Reject(f"Too many header lines; send at most {MAX_HEADERS}.", code="headers_too_large", status=431)
-    if status == 408:
+    if wrong.status == 408:
         return Reject(
             f"The head of the request did not come within {HEAD_TIMEOUT_S:g} seconds.",
             code="request_timeout",
-            status=status,
+            status=wrong.status,
         )
-    return _invalid() if 400 <= status < 500 else InternalError()
+    return _invalid() if 400 <= wrong.status < 500 else InternalError()
 
 
 def _invalid() -> Reject:
@@ -243,26 +358,42 @@ def new_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request | web.BaseRequest, *, max_bytes: int, timeout_s: float) -> bytes:
     """The body of a request, bounded in size and time. Raises Reject."""
-    codings = request.headers.getall(hdrs.CONTENT_ENCODING, ("identity",))
-    if any(coding.lower() != "identity" for coding in codings):
+    headers, content = request.headers, request.content
+    coding = headers.get(hdrs.CONTENT_ENCODING)
+    if coding is not None and any(each.lower() != "identity" for each in headers.getall(hdrs.CONTENT_ENCODING)):
         raise Reject("Send the body uncompressed.", code="unsupported_media_type", status=415)
-    if (request.content_length or 0) > max_bytes:
+    if int(headers.get(hdrs.CONTENT_LENGTH, 0)) > max_bytes:
         raise _too_large(max_bytes)
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes bytes written for an answer that has begun
-    if request.content.is_eof():  # it has come with the head
-        body: bytes = request.content.read_nowait()
-        if len(body) > max_bytes:
+    expected = headers.get(hdrs.EXPECT)
+    if expected is not None and expected.lower() == "100-continue" and request.version >= HttpVersion11:
+        _invite(request.protocol)
+    if content is EMPTY_PAYLOAD:
+        return b""
+    if content.is_eof() and content.exception() is None:  # it has come with the head
+        parts, size = content._buffer, content.total_bytes
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if size > max_bytes:
             raise _too_large(max_bytes)
-        return _sound(request, body)
+        return body
+    return await _rest_of(content, max_bytes, timeout_s)
+
+
+def _invite(protocol: RequestHandler) -> None:
+    """Have a client send the body of a request whose head is good."""
+    if protocol.transport is not None:
+        protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def _rest_of(content: StreamReader, max_bytes: int, timeout_s: float) -> bytes:
+    """A body of which not all has come."""
     parts: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(timeout_s):
-            while part := await request.content.readany():
+            while part := await content.readany():
                 size += len(part)
                 if size > max_bytes:
                     raise _too_large(max_bytes)
@@ -271,14 +402,9 @@ async def read_body(request: web.BaseRequest, *, max_bytes: int, timeout_s: floa
         raise Reject(
             f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408, headers=_CLOSE
         ) from None
-    return _sound(request, b"".join(parts))
-
-
-def _sound(request: web.BaseRequest, body: bytes) -> bytes:
-    """The body, if it did not break off in the middle."""
-    if isinstance(request.protocol, _Connection) and request.protocol.broken:
-        raise _invalid()
-    return body
+    except (RequestPayloadError, http_exceptions.HttpProcessingError):
+        raise _invalid() from None
+    return b"".join(parts)
 
 
 def _too_large(max_bytes: int) -> Reject:

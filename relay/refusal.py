@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import lru_cache
 from typing import Final
 
 import aiohttp
@@ -55,11 +56,17 @@ def unanswered(cause: BaseException) -> tuple[UpstreamError, str]:
 
 def wrong_head(reply: Reply, stream: bool) -> UpstreamError | None:
     """The error for a head with status 200 behind which cannot stand what was asked for."""
-    encoding = reply.headers.get(hdrs.CONTENT_ENCODING, "identity")
+    headers = reply.headers
+    wrong = _is_wrong(headers.get(hdrs.CONTENT_TYPE, ""), headers.get(hdrs.CONTENT_ENCODING, "identity"), stream)
+    return upstream_malformed() if wrong else None
+
+
+@lru_cache(64)
+def _is_wrong(content_type: str, encoding: str, stream: bool) -> bool:
     # Some servers name no type for their streams.
-    kind = reply.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     wrong = kind in ("application/json", "text/html") if stream else kind in ("text/event-stream", "text/html")
-    return upstream_malformed() if wrong or encoding.lower() != "identity" else None
+    return wrong or encoding.lower() != "identity"
 
 
 async def refusal(reply: Reply, api_key: Secret | None = None) -> RelayError:

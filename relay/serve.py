@@ -36,7 +36,7 @@ from relay.assembly import assemble
 from relay.body import AwaitedBody, PushedBody, c_parser_loaded, self_test
 from relay.config import Config
 from relay.events import Events, Publisher
-from relay.http import Listener
+from relay.http import Listener, PublicListener
 from relay.lag import lag_told
 from relay.log import Logger
 from relay.metrics import LAG_PERIOD_S, Metrics
@@ -197,7 +197,7 @@ async def running(
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
-        public = Listener(app.handle, on_refusal=app.refused, keepalive_timeout=config.server.idle_timeout_s)
+        public = PublicListener(app.handle, on_refusal=app.refused, keepalive_timeout=config.server.idle_timeout_s)
         sockets = (
             share.sockets
             if share is not None

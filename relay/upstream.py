@@ -26,6 +26,7 @@ from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
+from relay.pure.request import ChatRequest
 from relay.refusal import CLIENT_ERRORS, refusal, unanswered, wrong_head
 from relay.reply import Reply
 
@@ -84,13 +85,15 @@ class Upstreams:
 
     async def ask(self, ex: Exchange) -> Answer:
         """The first good answer. Raises UpstreamError or Reject."""
-        order = self._balancer.order(ex.request.model, self._loop.time())
+        request = ex.request
+        model, stream = request.model, request.stream
+        order = self._balancer.order(model, self._loop.time())
         acted = False  # one of them may have
         for upstream in order:
             again = False
             while True:  # ask, and once more where that cannot be the second time that the upstream acts
                 try:
-                    return await self._ask(upstream, ex, again)
+                    return await self._ask(upstream, ex, request, model, stream, again)
                 except StaleError:
                     self._endpoints[upstream.name].drop_idle()  # so that the next is a fresh one
                 except _UsageRefusedError:
@@ -109,10 +112,11 @@ class Upstreams:
             error.headers.update(NO_RETRY)
         raise error
 
-    async def _ask(self, upstream: Upstream, ex: Exchange, again: bool) -> Answer:
+    async def _ask(
+        self, upstream: Upstream, ex: Exchange, request: ChatRequest, model: str, stream: bool, again: bool
+    ) -> Answer:
         """The answer, if its head is a good one. Raises _Refused, or UpstreamError where no other may be asked."""
-        request, name = ex.request, upstream.name
-        stream = request.stream
+        name = upstream.name
         usage = (
             stream
             and ex.needs_usage
@@ -120,7 +124,7 @@ class Upstreams:
             and name not in self._tells_no_usage
             and not request.wants_usage
         )
-        sent = request.sent_on(model=self._names[name].get(request.model), usage=usage)
+        sent = request.sent_on(model=self._names[name].get(model), usage=usage)
         asked_at = self._loop.time()
         self._balancer.asked(upstream, asked_at)
         try:
@@ -151,7 +155,7 @@ class Upstreams:
             self._balancer.failed(upstream, asked_at, now)
             raise malformed
         # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
-        self._balancer.answered(upstream, asked_at, now, model=request.model if stream else None)
+        self._balancer.answered(upstream, asked_at, now, model if stream else None)
         return Answer(upstream, self._make_body(reply), asked_at, usage)
 
     async def _refuse(self, upstream: Upstream, reply: Reply, asked_at: float, *, usage: bool) -> NoReturn:

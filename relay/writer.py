@@ -11,25 +11,27 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Final
 
-from aiohttp import HttpVersion11, hdrs, web
+from aiohttp import HttpVersion11, hdrs
 from multidict import CIMultiDict
 
-from relay.errors import InternalError, RelayError
+from relay.errors import InternalError
 from relay.exchange import Exchange, Outcome
-from relay.head import BODILESS, Sent, head
+from relay.head import BODILESS, JSON, Standard, head
 from relay.pure.framing import framed
 from relay.pure.openai import Chunk, error_event
 from relay.pure.surfaces import says
+from relay.request import Request
 
 # What we may hold for a client that does not read. The kernel's buffers come on top.
 HIGH_WATER_BYTES: Final = 49_152  # with what comes before reading stops, and what waits for a verdict, below 64 KiB
 
-STREAM_HEADERS: Final[Mapping[str, str]] = {
-    hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
-    hdrs.CACHE_CONTROL: "no-cache",
-    "X-Accel-Buffering": "no",
-}
-_WHOLE_HEADERS: Final[Mapping[str, str]] = {hdrs.CONTENT_TYPE: "application/json"}
+STREAM: Final = Standard(
+    {
+        hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+        hdrs.CACHE_CONTROL: "no-cache",
+        "X-Accel-Buffering": "no",
+    }
+)
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -57,7 +59,7 @@ class Outbox:
             writer.flush()
 
 
-class ClientStalled(Exception):
+class ClientStalled(ConnectionError):
     """The client has read nothing for longer than it may."""
 
 
@@ -65,11 +67,11 @@ class StreamWriter:
     """Writes a stream. `run` is awaited by the request's handler until the stream has ended."""
 
     __slots__ = (
-        "_chunked", "_ended", "_ex", "_outbox", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
+        "_chunked", "_ex", "_outbox", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
         "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
     )  # fmt: skip
 
-    def __init__(self, ex: Exchange, request: web.BaseRequest, outbox: Outbox, *, stall_timeout_s: float) -> None:
+    def __init__(self, ex: Exchange, request: Request, outbox: Outbox, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
         self.status = 200
         self.headers: Mapping[str, str] = {}  # of an answer that a plugin gave
@@ -84,7 +86,6 @@ class StreamWriter:
         self._transport: asyncio.Transport | None = None
         self._pending: list[bytes] = []  # what the next write will take
         self._waiter: asyncio.Future[None] | None = None
-        self._ended = asyncio.Event()
 
     # The sink
 
@@ -111,12 +112,12 @@ class StreamWriter:
             if self._chunked:
                 self._pending.append(LAST_CHUNK)
         self.flush()
-        self._ended.set()
         self._wake()
 
     async def ended(self) -> None:
-        """Returns when the end has come through."""
-        await self._ended.wait()
+        """Returns when the end has come through. Not while `run` waits for something."""
+        while self.outcome is None:
+            await self._woken()
 
     @property
     def _began(self) -> bool:
@@ -136,7 +137,7 @@ class StreamWriter:
         if transport is None:
             self._wake()
             return
-        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        data = b"".join(pending)  # of one it is that one
         pending.clear()
         if not transport.is_closing():
             transport.write(data)
@@ -159,15 +160,15 @@ class StreamWriter:
 
     # The handler's side
 
-    async def run(self) -> Sent:
+    async def run(self) -> None:
         """Send what is fed until the end. Raises the outcome's error if the head has not left by then."""
         if self.outcome is None and not self._pending:
             await self._woken()
         if not self._pending:
             raise self.outcome.error or InternalError() if self.outcome else InternalError()
         request = self._request
-        begin, sent = head(request, self.status, _headers(self._ex, STREAM_HEADERS, self.headers), None)
         transport = _open(request)
+        begin = _head(request, self._ex, self.status, STREAM, self.headers, None)
         self._transport = transport
         self.first_at = monotonic()
         self._pending.insert(0, begin)
@@ -180,13 +181,17 @@ class StreamWriter:
                 await self._woken()
         if transport.get_write_buffer_size():
             await _taken(request, transport, self._stall_timeout_s)
-        return sent
 
 
 class WholeWriter:
     """Sends a reply that is not streamed, or has no body."""
 
-    def __init__(self, ex: Exchange, request: web.BaseRequest, *, stall_timeout_s: float) -> None:
+    __slots__ = (
+        "_body", "_ex", "_request", "_stall_timeout_s", "_waiter",
+        "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
+    )  # fmt: skip
+
+    def __init__(self, ex: Exchange, request: Request, stall_timeout_s: float) -> None:
         self.outcome: Outcome | None = None
         self.headers: Mapping[str, str] = {}
         self.status = 200
@@ -197,7 +202,7 @@ class WholeWriter:
         self._request = request
         self._stall_timeout_s = stall_timeout_s
         self._body: bytes | None = None
-        self._ended = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
 
     def feed(self, chunk: Chunk) -> None:
         if self.outcome is None:
@@ -208,72 +213,88 @@ class WholeWriter:
     def end(self, outcome: Outcome) -> None:
         if self.outcome is None:
             self.outcome = outcome
-            self._ended.set()
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
 
     async def ended(self) -> None:
-        await self._ended.wait()
+        """Returns when the end has come through. Not while `run` waits for it."""
+        if self.outcome is None:
+            self._waiter = self._ex.loop.create_future()
+            await self._waiter
 
     def keep_alive(self) -> None:
         """There is nothing to say before the whole reply."""
 
-    async def run(self) -> Sent:
+    async def run(self) -> None:
         """Wait for the reply and send it. Raises the outcome's error if there is one."""
-        await self._ended.wait()
+        if self.outcome is None:
+            await self.ended()
         if self.outcome is not None and self.outcome.error is not None:
             raise self.outcome.error
-        request, body = self._request, b"" if self.status in BODILESS else self._body
+        body = b"" if self.status in BODILESS else self._body
         if body is None:
             raise InternalError
-        headers = _headers(self._ex, _WHOLE_HEADERS, self.headers)
-        begin, sent = head(request, self.status, headers, len(body))
-        transport = _open(request)
         self.first_at = monotonic()
-        transport.write(begin + body[:HIGH_WATER_BYTES])
-        for start in range(HIGH_WATER_BYTES, len(body), HIGH_WATER_BYTES):
-            await _taken(request, transport, self._stall_timeout_s)
-            transport.write(body[start : start + HIGH_WATER_BYTES])
-        if transport.get_write_buffer_size():
-            await _taken(request, transport, self._stall_timeout_s)
-        return sent
+        await send(
+            self._request, self._ex, self.status, JSON, self.headers, body, stall_timeout_s=self._stall_timeout_s
+        )
 
 
 Writer = StreamWriter | WholeWriter
 
 
-def _headers(ex: Exchange, *headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """The headers of a reply, the exchange's own last; from now on nobody can set one."""
-    ours: CIMultiDict[str] = CIMultiDict(headers[0])
-    for mapping in headers[1:]:
-        ours.update(mapping)
-    for name in ex.reply_headers:
-        ours.popall(name, None)
-    ours.extend(ex.reply_headers)
+async def send(
+    request: Request,
+    ex: Exchange,
+    status: int,
+    standard: Standard,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    stall_timeout_s: float,
+) -> None:
+    """Send a reply that is there as a whole; `headers` are those beside the exchange's own."""
+    transport = _open(request)
+    begin = _head(request, ex, status, standard, headers, len(body))
+    if request.message.method == hdrs.METH_HEAD:
+        body = b""
+    transport.write(begin + body[:HIGH_WATER_BYTES])
+    for start in range(HIGH_WATER_BYTES, len(body), HIGH_WATER_BYTES):
+        await _taken(request, transport, stall_timeout_s)
+        transport.write(body[start : start + HIGH_WATER_BYTES])
+    if transport.get_write_buffer_size():
+        await _taken(request, transport, stall_timeout_s)
+
+
+def _head(
+    request: Request, ex: Exchange, status: int, standard: Standard, others: Mapping[str, str], length: int | None
+) -> bytes:
+    """The head of a reply, the exchange's own headers before all others; from now on nobody can set one."""
+    headers: CIMultiDict[str] = ex.reply_headers
+    if others:
+        headers = CIMultiDict(others)
+        headers.update(ex.reply_headers)
+    begin = head(request, status, standard, headers, length)
     ex.reply_headers.sent = True
-    return ours
+    return begin
 
 
-def _open(request: web.BaseRequest) -> asyncio.Transport:
+def _open(request: Request) -> asyncio.Transport:
     """The connection of a request's client. Raises ConnectionResetError if it is gone."""
-    transport = request.transport
+    transport = request.protocol.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client is gone")
     return transport
 
 
-async def _taken(request: web.BaseRequest, transport: asyncio.Transport, timeout_s: float) -> None:
+async def _taken(request: Request, transport: asyncio.Transport, timeout_s: float) -> None:
     """Wait until the client has taken enough of what was written. Raises ClientStalled, the connection broken off."""
+    protocol = request.protocol
+    if protocol.transport is None or not protocol.writing_paused:
+        return
     try:
         async with asyncio.timeout(timeout_s):
-            await request.writer.drain()
+            await protocol._drain_helper()
     except TimeoutError:
         transport.abort()
         raise ClientStalled from None
-
-
-def error_response(error: RelayError, headers: Mapping[str, str]) -> web.Response:
-    """An error as an answer of its own."""
-    return web.Response(
-        body=error.body,
-        status=error.status,
-        headers={hdrs.CONTENT_TYPE: "application/json", **headers, **error.headers},
-    )

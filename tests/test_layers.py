@@ -14,7 +14,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
         f"relay.{name}"
         for name in (
             "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http protocol refusal "
-            "reply serve upstream workers writer"
+            "reply request serve upstream workers writer"
         ).split()
     )
     | {
@@ -124,6 +124,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "relay.errors",
+            "relay.request",
             "relay.events",
             "relay.failpoint",
             "relay.store",

@@ -118,6 +118,11 @@ class Metrics:
         self.store = StoreMetrics(registry)
         self.journal = JournalMetrics(registry)
         self._moderation = ModerationMetrics(registry)
+        # Those of every request are handed on as they are.
+        self.request_ended = self.requests.ended
+        self.moderated = self._moderation.moderated
+        self.passed = self._moderation.passed
+        self.scanned = self._moderation.scanned
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
         gauges(families.BUILD_INFO, registry)[_RUNNING].set(1)
 
@@ -144,10 +149,6 @@ class Metrics:
     def stream_closed(self) -> None:
         """The stream is over, whoever ended it."""
         self._open_streams.dec()
-
-    def request_ended(self, record: RequestRecord) -> None:
-        """Any request has ended, however it ended; once per request."""
-        self.requests.ended(record)
 
     def lagged(self, seconds: float) -> None:
         """The loop called back so late, asked `LAG_PERIOD_S` after the last time."""
@@ -199,14 +200,6 @@ class Metrics:
     def degraded(self, concern: str) -> None:
         """A request is served without the shared state of `concern`, which is one of `CONCERNS`."""
         self._degraded[(concern,)].inc()
-
-    def moderated(self, tally: ModerationTally) -> None:
-        """A moderated request has ended; once per request."""
-        self._moderation.moderated(tally)
-
-    def scanned(self, characters: int) -> None:
-        """So much of a request was read along, and nothing was found: `moderated` need not be told."""
-        self._moderation.scanned(characters)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics if `accept` names it, else the text format 0.0.4.

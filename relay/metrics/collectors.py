@@ -36,20 +36,20 @@ C = TypeVar("C", bound=Child)
 
 
 class Counter:
-    """A sum."""
+    """A sum. cells, at: where it is kept."""
 
-    __slots__ = ("_at", "_cells", "_labels", "_name")
+    __slots__ = ("_labels", "_name", "at", "cells")
 
     def __init__(self, family: Family, values: Sequence[str]) -> None:
         self._name = family.name
         self._labels = dict(zip(family.labels, values, strict=True))
-        self._cells, (self._at,) = cells.keeper.place(family, [(self._name, self._labels)])
+        self.cells, (self.at,) = cells.keeper.place(family, [(self._name, self._labels)])
 
     def inc(self, amount: float = 1.0) -> None:
-        self._cells[self._at] += amount
+        self.cells[self.at] += amount
 
     def samples(self) -> Iterator[Sample]:
-        yield Sample(self._name, self._labels, self._cells[self._at])
+        yield Sample(self._name, self._labels, self.cells[self.at])
 
 
 class Gauge(Counter):
@@ -58,40 +58,40 @@ class Gauge(Counter):
     __slots__ = ()
 
     def dec(self) -> None:
-        self._cells[self._at] -= 1
+        self.cells[self.at] -= 1
 
     def set(self, value: float) -> None:
-        self._cells[self._at] = value
+        self.cells[self.at] = value
 
 
 class Histogram:
-    """How often something was how great."""
+    """How often something was how great. cells, buckets, sum: where it is kept; bounds: those of its buckets."""
 
-    __slots__ = ("_bounds", "_buckets", "_cells", "_exemplars", "_labels", "_limits", "_name", "_sum")
+    __slots__ = ("_exemplars", "_labels", "_limits", "_name", "bounds", "buckets", "cells", "sum")
 
     def __init__(self, family: Family, values: Sequence[str]) -> None:
         self._name = family.name
         self._labels = dict(zip(family.labels, values, strict=True))
-        self._bounds = family.buckets
+        self.bounds = family.buckets
         self._limits = [_told(bound) for bound in (*family.buckets, inf)]
         self._exemplars: dict[int, tuple[str, float, float]] = {}
         buckets = [(f"{self._name}_bucket", {**self._labels, "le": limit}) for limit in self._limits]
-        self._cells, at = cells.keeper.place(family, [*buckets, (f"{self._name}_sum", self._labels)])
-        self._buckets, self._sum = at[:-1], at[-1]
+        self.cells, at = cells.keeper.place(family, [*buckets, (f"{self._name}_sum", self._labels)])
+        self.buckets, self.sum = at[:-1], at[-1]
 
     def observe(self, amount: float, request_id: str = "") -> None:
         """request_id: of a request that is an example for the bucket."""
-        kept = self._cells
-        bucket = bisect_left(self._bounds, amount)
-        kept[self._buckets[bucket]] += 1.0
-        kept[self._sum] += amount
+        kept = self.cells
+        bucket = bisect_left(self.bounds, amount)
+        kept[self.buckets[bucket]] += 1.0
+        kept[self.sum] += amount
         if request_id:
             self._exemplars[bucket] = (request_id, amount, time())
 
     def samples(self) -> Iterator[Sample]:
-        kept, name, labels = self._cells, f"{self._name}_bucket", self._labels
-        total = kept[self._sum]
-        counts = accumulate([kept[place] for place in self._buckets])
+        kept, name, labels = self.cells, f"{self._name}_bucket", self._labels
+        total = kept[self.sum]
+        counts = accumulate([kept[place] for place in self.buckets])
         count = 0.0
         for bucket, (limit, count) in enumerate(zip(self._limits, counts, strict=True)):
             found = self._exemplars.get(bucket)

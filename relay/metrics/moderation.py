@@ -71,6 +71,7 @@ class ModerationMetrics:
         characters = counters(families.MODERATION_CHARACTERS, registry)
         self._characters = [characters[(state,)] for state in CHARACTERS]
         self._checked = characters[("checked",)]
+        self._passed = [characters[(state,)] for state in ("in", "checked", "released")]
         self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
         self._checks = Series(Counter, families.MODERATION_CHECKS, registry)
         self._violations = Series(Counter, families.VIOLATIONS, registry)
@@ -103,9 +104,17 @@ class ModerationMetrics:
             self._waiting[(name,)].set(standing.waiting)
 
     def scanned(self, characters: int) -> None:
+        """So much of a request was read along, and nothing was found: `moderated` need not be told."""
         self._checked.inc(characters)
 
+    def passed(self, characters: int) -> None:
+        """A reply was read, and has left as it came, without waiting."""
+        for state in self._passed:
+            state.inc(characters)
+        self._hold.observe(0.0)
+
     def moderated(self, tally: ModerationTally) -> None:
+        """A moderated request has ended, or a part of it; each is told once."""
         came, checked, released, withheld, blocked = self._characters
         if tally.came:
             came.inc(tally.came)

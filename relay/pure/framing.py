@@ -7,11 +7,21 @@ from typing import Final
 # How long chunks are as a whole, by their sizes. Longer ones are rare and worth the parsing that they get then.
 SIZES: Final = {text: len(text) + 4 + size for size in range(1, 4096) for text in (b"%x" % size, b"%X" % size)}
 
-# How a chunk begins that is so long as a whole, and how many bytes that are: with small letters, and with capitals.
-LINES: Final = tuple(
-    {len(text) + 4 + size: (text + b"\r\n", len(text) + 2) for size, text in enumerate(sizes, 1)}
-    for sizes in ([b"%x" % size for size in range(1, 2048)], [b"%X" % size for size in range(1, 2048)])
-)
+# How long chunks are of which this is known: how one that is so long as a whole begins, and how many bytes that are.
+LINED: Final = 2048
+
+
+def _lines(form: bytes) -> list[tuple[bytes, int]]:
+    lines = [(bytes(LINED), LINED)] * LINED  # no chunk is so long: that begins none
+    for size in range(1, LINED):
+        line = form % size + b"\r\n"
+        if (length := len(line) + size + 2) < LINED:
+            lines[length] = line, len(line)
+    return lines
+
+
+# With small letters, and with capitals.
+LINES: Final = _lines(b"%x"), _lines(b"%X")
 
 
 def framed(data: bytes) -> bytes:

@@ -50,7 +50,7 @@ class Guard:
     scanners: opens the scanners of one surface.
     remote: whether windows are cut for moderators that have to be asked.
     choices: how many choices were asked for (`n`).
-    usage: whether the client asked for a usage frame; prompt_tokens: our estimate, for a reply that we cut.
+    usage: whether the client asked for a usage frame; prompt_tokens: tells our estimate, for a reply that we cut.
     whole: the reply is not streamed: one frame, whose messages are rewritten where they violate.
     """
 
@@ -62,7 +62,7 @@ class Guard:
         remote: bool = False,
         choices: int = 1,
         usage: bool = False,
-        prompt_tokens: int = 0,
+        prompt_tokens: Callable[[], int] = int,
         whole: bool = False,
     ) -> None:
         self.released: list[Chunk] = []
@@ -570,7 +570,7 @@ class Guard:
         if self.failure is not None:
             return
         if self._wants_usage and self.cut and self.over and not self._whole:
-            usage = self._usage or closing.estimated_usage(self._prompt_tokens, math.ceil(self._produced))
+            usage = self._usage or closing.estimated_usage(self._prompt_tokens(), math.ceil(self._produced))
             self.released.append(closing.usage(self._shared, usage))
         self._wants_usage = False
         if self._trailing:

@@ -66,7 +66,7 @@ class Health:
             self._leased_until = now + PROBE_S
 
     def answered(
-        self, asked_at: float, now: float, *, model: str | None = None, usual_s: float | None = None
+        self, asked_at: float, now: float, model: str | None = None, usual_s: float | None = None
     ) -> Reason | None:
         """A head has come. Returns why it is ejected, if it is from now on.
 

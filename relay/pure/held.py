@@ -9,7 +9,10 @@ from typing import Final
 from relay.pure import tokens
 from relay.pure.choice import Choice
 from relay.pure.openai import Chunk
-from relay.pure.window import Hit, Run
+from relay.pure.window import ALL, Hit, Run
+
+# No horizon is so far on.
+NEVER: Final = ALL + 1
 
 
 class Held:
@@ -71,7 +74,7 @@ class Lane:
     """
 
     __slots__ = (
-        "_estimated", "_frames", "_remote", "bytes", "came", "choice", "first_hold_s", "found", "index",
+        "_estimated", "_frames", "_need", "_remote", "_take", "bytes", "came", "choice", "first_hold_s", "found", "index",
         "longest_hold_s", "newest", "produced", "room", "run",
     )  # fmt: skip
 
@@ -89,16 +92,48 @@ class Lane:
         self.produced = 0.0
         self._remote = remote
         self._estimated = estimated
-        # Chunk, its size, horizon of the run at which it may leave, characters, when it came.
-        self._frames: deque[tuple[Chunk, int, int, int, float]] = deque()
+        self._take = self._taker()
+        # Chunk, horizon of the run at which it may leave, characters, when it came.
+        self._frames: deque[tuple[Chunk, int, int, float]] = deque()
+        self._need = NEVER  # the first one's horizon
 
     def say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
         """A frame that says `text`. What may leave is released.
 
         False if that is not all that has to be done: something was found, too much waits, or a window is ripe.
         """
+        run, take = self.run, self._take
+        said = take(text) if take is not None else 0
+        if not said:
+            return self._say(chunk, text, now, release)
+        # What `Run.extend` does, where nobody but its one scanner has a say.
+        run.end = run.needs = need = run.end + said
+        horizon = need - run.scanner.held  # type: ignore[union-attr]
+        if horizon > run.horizon:  # noqa: PLR1730 - a call of max() costs as much as ten of these
+            run.horizon = horizon
+        self.newest = chunk
+        self.came += said
+        if self._estimated:
+            self.produced += tokens.estimate(text)
+        if self._need <= horizon:
+            self._release(horizon, now, release)
+        if need <= horizon:  # and so nothing waits any more: what came before needs no more than this
+            if self.first_hold_s is None:
+                self.first_hold_s = 0.0
+            release(chunk)
+            return True
+        if self._need is NEVER:
+            self._need = need
+        self._frames.append((chunk, need, said, now))
+        self.bytes = waiting = self.bytes + chunk.size
+        return waiting <= self.room
+
+    def _say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
+        """The same of any text, whoever has a say."""
         run, frames = self.run, self._frames
         found = run.extend(text, now)
+        if not self._remote:
+            self._take = self._taker()
         self.newest = chunk
         said = len(text)
         self.came += said
@@ -107,7 +142,7 @@ class Lane:
         well = not found and run.evasion is None
         if well:
             horizon, need = run.horizon, run.needs
-            if frames and frames[0][2] <= horizon:
+            if self._need <= horizon:
                 self._release(horizon, now, release)
             if need <= horizon and not frames:
                 if self.first_hold_s is None:
@@ -116,41 +151,50 @@ class Lane:
                 return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
         else:
             self.found = found
-        size = chunk.size
-        frames.append((chunk, size, run.needs, said, now))
-        self.bytes += size
+        self._wait(chunk, run.needs, said, now)
         if not well or self.bytes > self.room:
             return False
         return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
 
+    def _taker(self) -> Callable[[str], int] | None:
+        """What takes the next text, if nobody but one scanner has a say, and no character before it belongs to it."""
+        return None if self._remote or self.run.before else self.run.take_text
+
     def release(self, now: float, release: Callable[[Chunk], None]) -> None:
         """More of the run is cleared: what may leave is released."""
-        frames, horizon = self._frames, self.run.horizon
-        if frames and frames[0][2] <= horizon:
+        horizon = self.run.horizon
+        if self._need <= horizon:
             self._release(horizon, now, release)
 
     def _release(self, horizon: int, now: float, release: Callable[[Chunk], None]) -> None:
         frames = self._frames
-        held_s = now - frames[0][4]  # none has waited longer than the first
-        self.longest_hold_s = max(self.longest_hold_s, held_s)
+        held_s = now - frames[0][3]  # none has waited longer than the first
+        if held_s > self.longest_hold_s:  # noqa: PLR1730 - as above
+            self.longest_hold_s = held_s
         if self.first_hold_s is None:
             self.first_hold_s = held_s
-        while frames and frames[0][2] <= horizon:
-            frame = frames.popleft()
-            self.bytes -= frame[1]
-            release(frame[0])
+        while self._need <= horizon:
+            chunk = frames.popleft()[0]
+            self.bytes -= chunk.size
+            self._need = frames[0][1] if frames else NEVER
+            release(chunk)
+
+    def _wait(self, chunk: Chunk, need: int, said: int, since: float) -> None:
+        if self._need is NEVER:
+            self._need = need
+        self._frames.append((chunk, need, said, since))
+        self.bytes += chunk.size
 
     def take(self, held: Held) -> None:
         """Take a frame that waits for more of the run, and for nothing else."""
         [(_, need)] = held.waits
         [said] = held.chars
         self.came += said
-        self.bytes += held.size
-        self._frames.append((held.chunk, held.size, need, said, held.since))
+        self._wait(held.chunk, need, said, held.since)
 
     def held(self) -> Iterator[Held]:
         """The frames that wait."""
-        for chunk, _, need, said, since in self._frames:
+        for chunk, need, said, since in self._frames:
             held = Held(chunk, (self.choice,), (said,), since)
             held.waits = ((self.run, need),)
             yield held

@@ -22,7 +22,7 @@ import orjson
 
 from relay.pure.escapes import SurrogatePairer, Unescaper
 from relay.pure.fold import NOTHING
-from relay.pure.openai import MAX_DEPTH, count, dump, problem_of
+from relay.pure.openai import MAX_DEPTH, count_of, dump, problem_of
 from relay.pure.surfaces import is_opaque
 
 # A parser holds the GIL while it builds what it reads, and every stream waits: 0.2 s for 2 MiB of `[],`, 0.1 s for 2 MiB
@@ -276,7 +276,7 @@ def _holds_too_much(body: bytes) -> bool:
     Prompts are full of marks too, so strings are left out. Then no text of MAX_MARKS marks has more than twice as many
     quotes, and with more it need not be taken apart.
     """
-    if sum(count(body, mark) for mark in (b"{", b"[", b",", b":")) <= MAX_BRACKETS:
+    if sum(count_of(body, mark) for mark in (b"{", b"[", b",", b":")) <= MAX_BRACKETS:
         return False
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if unescaped.count(b'"') > 2 * MAX_MARKS:

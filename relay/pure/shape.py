@@ -106,53 +106,43 @@ class Stencil:
     """
 
     __slots__ = (
-        "_gap",
-        "_head",
-        "_last",
-        "_lessons",
-        "_lines",
-        "_middle",
-        "_noise",
-        "_shape",
-        "_start",
-        "_stop",
+        "_gap", "_head", "_last", "_lessons", "_lines", "_longest", "_middle", "_noise", "_shape", "_start", "_stop",
         "_tail",
-    )
+    )  # fmt: skip
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._lessons = LESSONS
         self._last: re.Match[bytes] | None = None  # of an event that was not known
-        self._lines = LINES[0]
+        self._lines = LINES[False]
+        self._longest = 0  # chunks that are as long, or longer, are not known
         self._head = self._middle = self._tail = b""
-        self._start = self._gap = self._stop = 0  # how long these three are
+        self._start = self._gap = self._stop = 0  # how long these three are; the last from the end on
         self._noise = 0  # how long the noise before the text is; -1 if it stands behind
 
     def said(self, chunk: bytes) -> tuple[int, str] | None:
         """The choice's index and its text, if the event in this HTTP chunk is known; if None, it has to be `read`."""
-        size, head = len(chunk), self._head
-        found = self._lines.get(size)
-        if found is None or not head:
+        size = len(chunk)
+        if size >= self._longest:
             return None
-        line, at = found
-        at += self._start
-        stop = size - self._stop
+        line, at = self._lines[size]
         # To put it together again takes one look at all of it, and says whether what was cut out stands where it must.
         if not self._noise:
-            text = chunk[at:stop]
-            if chunk == b"".join((line, head, text, self._tail)):
+            text = chunk[at + self._start : self._stop]
+            if chunk == b"".join((line, self._head, text, self._tail)):
                 return self._shape.told(text)
             return None
+        at += self._start
         if self._noise > 0:
             end = at + self._noise
             noise = chunk[at:end]
-            text = chunk[end + self._gap : stop]
-            whole = line, head, noise, self._middle, text, self._tail
+            text = chunk[end + self._gap : self._stop]
+            whole = line, self._head, noise, self._middle, text, self._tail
         else:
             end = chunk.find(b'"', at)
             text = chunk[at:end]
-            noise = chunk[end + self._gap : stop]
-            whole = line, head, text, self._middle, noise, self._tail
+            noise = chunk[end + self._gap : self._stop]
+            whole = line, self._head, text, self._middle, noise, self._tail
         return self._shape.told(text) if noise.isalnum() and chunk == b"".join(whole) else None
 
     def read(self, chunk: bytes) -> tuple[int, str] | None:
@@ -179,7 +169,7 @@ class Stencil:
         if len(noises) <= 1:
             self._cut(found, noises)
             if self.said(last.string) is None:  # something else differs, a number for one
-                self._head = b""
+                self._longest = 0
             else:
                 self._last = None
         if not self._lessons:
@@ -203,7 +193,8 @@ class Stencil:
             else:
                 self._noise = -1
                 self._middle, self._tail = chunk[end:first], chunk[last:]
-        self._start, self._gap, self._stop = len(self._head), len(self._middle), len(self._tail)
+        self._start, self._gap, self._stop = len(self._head), len(self._middle), -len(self._tail)
+        self._longest = len(self._lines)
 
 
 class Shapes:

@@ -99,7 +99,7 @@ _TEXT_LIKE: Final = re.compile("[^!-~]")
 _UNFINISHED: Final = (None, "", "null")
 
 # Beyond this, readers differ in what a number is: orjson has floats where the standard library has integers.
-_INDEXES: Final = range(-(2**53), 2**53)
+_EXACT: Final = 2**53
 
 
 class IndexUnclearError(ValueError):
@@ -117,7 +117,7 @@ def index_of(entry: Frame, position: int) -> int:
         return position
     if type(index) is float and index.is_integer():  # 1.0 is 1 to clients in JavaScript
         index = int(index)
-    if type(index) is not int or index not in _INDEXES:
+    if type(index) is not int or not -_EXACT <= index < _EXACT:
         raise IndexUnclearError("an index is no whole number")
     return index
 

@@ -7,43 +7,86 @@ Only a short way, for which no runs are made: what is clean here, the guard woul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from relay.pure.choice import MAX_SURFACES
 from relay.pure.fold import fold_seen
 from relay.pure.guard import MAX_CHOICES
-from relay.pure.openai import Chunk, has_repeated_key
-from relay.pure.surfaces import read
+from relay.pure.openai import Chunk, Frame, count_keys, count_of, has_repeated_key
+from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA, read
 from relay.pure.window import MAX_NOTHING
+
+_FRAME: Final = (FRAME_METADATA | {"choices"}).issuperset
+_CHOICE: Final = (CHOICE_METADATA | {"message", "logprobs"}).issuperset
 
 
 def clean(chunk: Chunk, finds: Callable[[str], object]) -> int | None:
-    """How many characters a whole reply says; None if it is not of the commonest kind, or something is found in it.
+    """How many characters a whole reply says; None if it is not of the commonest kinds, or something is found in it.
 
     finds: what is true of a canonical text, there as a whole, in which something is found.
     """
     frame = chunk.json
     if frame is None or chunk.lenient or not chunk.plain:
         return None
+    only = _only_text(chunk.data, frame)
+    texts = (only,) if only is not None else _texts(chunk.data, frame)
+    if texts is None:
+        return None
+    said = 0
+    for text in texts:
+        copy = fold_seen(text, MAX_NOTHING)
+        if copy is None or finds(copy):
+            return None
+        said += len(text)
+    return said
+
+
+def _only_text(data: bytes, frame: Frame) -> str | None:
+    """The content of the one message of a reply that has nothing else to read, and repeats no key; None of any other.
+
+    `_texts` would find the same.
+    """
+    choices = frame.get("choices")
+    if not _FRAME(frame) or type(choices) is not list or len(choices) != 1:
+        return None
+    choice: Any = choices[0]
+    if type(choice) is not dict or not _CHOICE(choice) or choice.get("logprobs") is not None:
+        return None
+    index, message, usage = choice.get("index", 0), choice.get("message"), frame.get("usage")
+    if type(message) is not dict or type(index) is not int or not 0 <= index < MAX_CHOICES:
+        return None
+    text = message.get("content")
+    if type(text) is not str:
+        return None
+    for key, value in message.items():
+        if value and key != "content" and (key not in MESSAGE_METADATA or type(value) is not str):
+            return None
+    # As in `has_repeated_key`. Keys that stand elsewhere are not counted: one colon more, and it is another kind.
+    keys = len(frame) + len(choice) + len(message)
+    colons = count_of(data, b":") - keys
+    if type(usage) is dict and colons != len(usage):
+        colons -= count_keys(usage)
+        return text if colons == text.count(":") and b"\\u003" not in data else None
+    return text if type(usage) is dict or not colons else None
+
+
+def _texts(data: bytes, frame: Frame) -> Sequence[str] | None:
+    """All texts of a reply; None if some are not to be read as they are, each by itself, and for a guard to look at."""
     try:
         reading = read(frame, whole=True)
     except (ValueError, RecursionError):
         return None
     parts = reading.choices
-    if reading.unknown or reading.loose or has_repeated_key(chunk.data, reading.keys, frame):
+    if reading.unknown or reading.loose or has_repeated_key(data, reading.keys, frame):
         return None
-    if len(parts) > 1 and (len(parts) > MAX_CHOICES or _repeats([part.index for part in parts])):
+    if len(parts) > MAX_CHOICES or _repeats([part.index for part in parts]):
         return None
-    said = 0
     for part in parts:
-        texts = part.texts
-        if len(texts) > 1 and (len(texts) > MAX_SURFACES or _repeats([surface for surface, _, _ in texts])):
+        if len(part.texts) > MAX_SURFACES or _repeats([surface for surface, _, _ in part.texts]):
             return None
-        for _, kind, text in texts:
-            copy = None if kind else fold_seen(text, MAX_NOTHING)
-            if copy is None or finds(copy):
-                return None
-            said += len(text)
-    return said
+        if any(kind for _, kind, _ in part.texts):
+            return None
+    return [text for part in parts for _, _, text in part.texts]
 
 
 def _repeats(items: Sequence[int | str]) -> bool:

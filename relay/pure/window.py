@@ -132,10 +132,10 @@ class Run:
     """
 
     __slots__ = (
-        "_ahead", "_before", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanner", "_scanners",
-        "_sentence", "_sentence_at", "_take", "_transcript", "_unescaper", "ahead", "arguing", "began", "beside", "choice",
-        "cut", "due", "end", "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "ripe_at", "since", "start", "stopped",
-        "surface", "windows", "withdrawn_from",
+        "_ahead", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence", "_sentence_at",
+        "_transcript", "_unescaper", "ahead", "arguing", "before", "began", "beside", "choice", "cut", "due", "end",
+        "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "ripe_at", "scanner", "since", "start",
+        "stopped", "surface", "take_text", "windows", "withdrawn_from",
     )  # fmt: skip
 
     def __init__(
@@ -169,15 +169,15 @@ class Run:
         self.ahead = 0  # how many of them
         self._cutting = cutting
         self._scanners = scanners
-        self._scanner = scanners[0] if len(scanners) == 1 else None  # the only one that reads along
+        self.scanner = scanners[0] if len(scanners) == 1 else None  # the only one that reads along
         # Some can be handed most texts as they are.
-        self._take: Callable[[str], int] | None = getattr(self._scanner, "take", None)
+        self.take_text: Callable[[str], int] | None = getattr(self.scanner, "take", None)
         self._remote = remote
         # Half an escape, or half a pair, waits here for its rest, which may come in a later run.
         self._unescaper: Unescaper | None = resumes._unescaper if resumes is not None else None
         self._pairer: SurrogatePairer | None = resumes._pairer if resumes is not None else None
         self._named = False  # a tool's name was read and its arguments have not begun
-        self._before = 0  # originals at the end that fold to nothing
+        self.before = 0  # originals at the end that fold to nothing
         self._sentence = 0  # the last sentence end
         self._sentence_at = 0.0  # when it came
         start: int = resumes.end if resumes is not None else 0
@@ -251,12 +251,12 @@ class Run:
 
     def extend(self, text: str, now: float) -> Sequence[Hit]:
         """Text as it is to be read, not empty. `append` is for what comes in pieces of another kind."""
-        if self._take is not None and not self._before:
-            length = self._take(text)
+        if self.take_text is not None and not self.before:
+            length = self.take_text(text)
             if length:
                 start = self.end
                 self.end = self.needs = end = start + length
-                horizon = end - self._scanner.held  # type: ignore[union-attr]
+                horizon = end - self.scanner.held  # type: ignore[union-attr]
                 if self._remote:
                     copy = fold(text)
                     self._transcript.extend(text, copy)
@@ -269,7 +269,7 @@ class Run:
                     self.horizon = horizon
                 return ()
         copy = fold(text)
-        if self._before or text[-1] in NOTHING or len(text) > MAX_NOTHING:
+        if self.before or text[-1] in NOTHING or len(text) > MAX_NOTHING:
             self._count_nothing(text)
         if not copy:
             self.needs = self.end + 1
@@ -278,8 +278,8 @@ class Run:
             return ()
         start = self.end
         self.end = end = start + len(copy)
-        self.needs = end + 1 if self._before else end
-        scanner = self._scanner
+        self.needs = end + 1 if self.before else end
+        scanner = self.scanner
         if scanner is not None and not self._remote:
             found = scanner.feed(copy)
             horizon = end - scanner.held
@@ -320,13 +320,13 @@ class Run:
             self.ripe_at = min(cutting.max_chars, cutting.first_chars + cutting.overlap)
 
     def _count_nothing(self, text: str) -> None:
-        if len(text) + self._before > MAX_NOTHING and longest_nothing(text, self._before) > MAX_NOTHING:
+        if len(text) + self.before > MAX_NOTHING and longest_nothing(text, self.before) > MAX_NOTHING:
             self.evasion = self.end
         if text[-1] in NOTHING:
             row = trailing_nothing(text)
-            self._before = row + self._before if row == len(text) else row
+            self.before = row + self.before if row == len(text) else row
         else:
-            self._before = 0
+            self.before = 0
 
     def finish(self, now: float, *, resumable: bool = False) -> Sequence[Hit]:
         """The run has ended: nothing more of it will come. `resumable`: a later run of its surface may."""

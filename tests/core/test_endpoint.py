@@ -321,6 +321,24 @@ class TestFailures:
         assert not isinstance(raised.value, aiohttp.ConnectionTimeoutError)
         await ask.upstream.closed(ask.upstream.requests[0])
 
+    async def test_each_head_has_its_own_time(self, asking):
+        """One that is late does not end one that was asked for later, nor keeps that from being late in its turn."""
+        go = asyncio.Event()
+        ask = await asking([Script(Hang()), Script(Gate(go), *OK.steps), Script(Hang())], first_byte_timeout_s=0.2)
+        first = asyncio.create_task(ask())
+        await ask.upstream.request()
+        await asyncio.sleep(0.15)
+        second = asyncio.create_task(ask.text())
+        await ask.upstream.request(2)
+        third = asyncio.create_task(ask())
+        with pytest.raises(TimeoutError):
+            await first
+        assert not second.done()
+        go.set()
+        assert b'{"a":1}' == await second
+        with pytest.raises(TimeoutError):
+            await third
+
     async def test_a_body_may_take_longer(self, asking):
         go = asyncio.Event()
         ask = await asking(Script(Head(framing=2), Gate(go), Send(b"ok")), first_byte_timeout_s=0.05)

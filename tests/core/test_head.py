@@ -6,7 +6,8 @@ from aiohttp.http import HttpVersion
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from relay.head import Sent, head
+from relay.head import BARE, Standard, head
+from relay.request import Request
 
 
 def lines(
@@ -15,14 +16,15 @@ def lines(
     length: int | None,
     *headers: tuple[str, str],
     status: int = 200,
-) -> tuple[str, dict[str, str], Sent]:
-    """The status line, the headers in lower case, and what the handler returns. keep: as the client asks for."""
-    request = make_mocked_request("POST", "/", version=version)
-    request._message = request._message._replace(should_close=not keep)
-    data, sent = head(request, status, CIMultiDict(headers), length)
+    standard: Standard = BARE,
+) -> tuple[str, dict[str, str], Request]:
+    """The status line, the headers in lower case but for those of every reply, and the request. keep: as its client asks."""
+    mocked = make_mocked_request("POST", "/", version=version)
+    request = Request(mocked._message, mocked.content, mocked.protocol, None, keep)
+    data = head(request, status, standard, CIMultiDict(headers), length)
     first, *rest = data.decode().removesuffix("\r\n\r\n").split("\r\n")
     assert len({line.partition(": ")[0].lower() for line in rest}) == len(rest)
-    return first, {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, sent
+    return first, {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, request
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,7 @@ def test_the_connection(version: HttpVersion, keep: bool, length: int | None, sa
     first, headers, sent = lines(version, keep, length)
     assert first == f"HTTP/{version.major}.{version.minor} 200 OK"
     assert headers.pop("date").endswith(" GMT")
+    assert headers.pop("server") == "relay"
     assert (headers, sent.keep_alive, sent.status) == (said, kept, 200)
 
 
@@ -88,3 +91,14 @@ def test_no_header_says_more_than_itself(text: str) -> None:
     for header in (("x-a", text), (text, "a")):
         with pytest.raises(ValueError, match=r"[Ff]orbidden|Newline"):
             lines(HttpVersion11, True, 0, header)
+
+
+def test_what_every_reply_has() -> None:
+    """Each has it once, in the word of whoever has set it, if anybody has."""
+    standard = Standard({"Content-Type": "application/json"})
+    _, headers, _ = lines(HttpVersion11, True, 3, standard=standard)
+    assert (headers["content-type"], headers["server"]) == ("application/json", "relay")
+    for name, text in (("content-type", "text/plain"), ("server", "another"), ("date", "today")):
+        _, headers, _ = lines(HttpVersion11, True, 3, (name, text), standard=standard)
+        assert headers[name] == text
+        assert {"content-type", "server", "date", "content-length"} == headers.keys()

@@ -928,7 +928,7 @@ def test_a_client_that_asked_for_usage_gets_it_once() -> None:
     assert [frames.text("a"), frames.finish()] == whole(lexicon(usage=True), frames.text("a"), frames.finish())
     sent = whole(lexicon(usage=True), frames.text("a" * 50), frames.text(BAD), usage)
     assert [{"prompt_tokens": 0, "completion_tokens": 15, "total_tokens": 15}] == _usages(sent)
-    sent = whole(lexicon(usage=True, prompt_tokens=7), frames.text("a"), frames.text(BAD), usage)
+    sent = whole(lexicon(usage=True, prompt_tokens=lambda: 7), frames.text("a"), frames.text(BAD), usage)
     assert [{"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}] == _usages(sent)
     assert [] == json.loads(sent[-1][6:])["choices"]
     assert json.loads(usage[6:])["id"] == json.loads(sent[-1][6:])["id"]

@@ -575,7 +575,7 @@ def drawn_setting(random: Random, kind: str) -> Setting:
         def scanners() -> Sequence[PhraseScanner]:
             return [PhraseScanner(phrases)]
 
-    guard = Guard(policy, scanners, remote=remote, usage=usage, choices=asked, prompt_tokens=9)
+    guard = Guard(policy, scanners, remote=remote, usage=usage, choices=asked, prompt_tokens=lambda: 9)
     return Setting(policy, guard, kind == "remote", find, spans, asked, usage, failing)
 
 

@@ -134,6 +134,12 @@ def test_a_clean_reply() -> None:
         b'{"choices":[{"message":{"content":"\\u003a","content":"b"}}]}',
         b'{"choices":[{"message":{"content":"a"}}],"banner":"b"}',
         b'{"choices":[{"message":{"content":"a","mood":"b"}}]}',
+        b'{"choices":[{"message":{"content":"a"}}],"choices":[{"message":{"content":"b"}}]}',
+        b'{"usage":{"a":1,"a":2},"choices":[{"message":{"content":"a"}}]}',
+        b'{"usage":null,"usage":{"a":1},"choices":[{"message":{"content":"a:"}}]}',
+        b'{"choices":[{"index":9007199254740993,"message":{"content":"a"}}]}',
+        b'{"choices":[{"message":{"role":["b"],"content":"a"}}]}',
+        b'{"choices":[{"message":{"refusal":"b","refusal":null,"content":"a"}}]}',
         b'{"choices":[{"index":true,"message":{"content":"a"}}]}',
         b'{"choices":[{"index":0,"message":{"content":"a"}},{"index":0,"message":{"content":"b"}}]}',
         b'{"choices":[{"message":{"content":"a\xff"}}]}',
@@ -143,6 +149,25 @@ def test_a_clean_reply() -> None:
 def test_what_a_guard_has_to_look_at(body: bytes) -> None:
     """What cannot be read, what readers could read differently, and what no table knows."""
     assert counted(Chunk.body(body)) is None
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"usage": {"prompt_tokens": 1}},
+        {"usage": {"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 0}}},
+        {"model": "a:b"},
+        {"x_groq": {"id": "a"}},
+    ],
+)
+@pytest.mark.parametrize("content", ["Hi", "Hi: you", 'a\n"b"', ""])
+@pytest.mark.parametrize("more", [{}, {"refusal": None}, {"tool_calls": []}])
+def test_what_common_servers_send(content: str, extra: dict[str, Any], more: dict[str, Any]) -> None:
+    """Colons in strings, metadata in objects, fields that say nothing."""
+    message = {"role": "assistant", "content": content, **more}
+    for choice in ({"message": message}, {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}):
+        assert len(content) == counted(Chunk.body(dump({"id": "1", "choices": [choice], **extra})))
 
 
 def test_so_has_an_event_with_more_than_its_data() -> None:

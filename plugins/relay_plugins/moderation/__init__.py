@@ -29,6 +29,7 @@ from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import tokens
 from relay.pure.guard import Guard
 from relay.pure.policy import Policy
+from relay.pure.request import ChatRequest
 from relay.pure.tally import Tally
 from relay.pure.transcript import MAX_SHOWN_CHARS
 from relay.pure.window import Cutting, Scanner
@@ -213,21 +214,19 @@ class Moderation(Plugin):
             sink = Hold(ex, sink, ex[self._verdict], held_bytes=self.held_bytes)
         if self.response == "off":
             return sink
-        gate = partial(self._gate, ex, sink)
         if self._judge is None and not ex.request.stream:
-            return WholeGate(sink, self._finds, gate, partial(self._report, ex))
-        return gate()
+            return WholeGate(ex, sink, self._finds, self._gate, self._report_clean)
+        return self._gate(ex, sink)
 
     def _gate(self, ex: Exchange, sink: Sink) -> Gate:
         request = ex.request
-        usage = request.wants_usage
         guard = Guard(
             self._policy,
             self._scanners,
             remote=self._judge is not None,
             choices=request.choices,
-            usage=usage,
-            prompt_tokens=round(sum(tokens.estimate(text) for _, text in request.texts())) if usage else 0,
+            usage=request.wants_usage,
+            prompt_tokens=partial(_estimated, request),
             whole=not request.stream,
         )
         return Gate(
@@ -259,12 +258,20 @@ class Moderation(Plugin):
     def _any_finds(self, text: str) -> bool:
         return any(moderator.find(text) for moderator in self._scanning)
 
+    def _report_clean(self, ex: Exchange, said: int) -> None:
+        """A reply of which all has left as it came, and at once."""
+        if self.request == "parallel" or self.response == "shadow":
+            tally = Tally(came=said, released=said, first_hold_s=0.0 if said else None)
+            self._report(ex, tally, ModerationTally())
+        else:
+            ex.moderated(0.0)
+            self._metrics.passed(said)
+
     def _report_guarded(self, ex: Exchange, guard: Guard, tally: ModerationTally) -> None:
         self._report(ex, guard.tally, tally)
 
-    def _report(self, ex: Exchange, counted: Tally, tally: ModerationTally | None = None) -> None:
+    def _report(self, ex: Exchange, counted: Tally, tally: ModerationTally) -> None:
         """The sums of one reply into the metrics, its violations into the log."""
-        tally = tally or ModerationTally()
         # What passed behind a prompt that did not has left the gate, and no more than that.
         held = self.request == "parallel" and not _passed(ex[self._verdict])
         released = 0 if held else counted.released
@@ -285,6 +292,10 @@ class Moderation(Plugin):
             if found.action == "block" and self.response != "shadow":
                 ex[STOPPED_BY] = found.moderator, found.label
         self._metrics.moderated(tally)
+
+
+def _estimated(request: ChatRequest) -> int:
+    return round(sum(tokens.estimate(text) for _, text in request.texts()))
 
 
 async def _too_late() -> Said:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from relay.exchange import Outcome
+from relay.exchange import Exchange, Outcome
 from relay.gate import Gate
 from relay.plugin import Sink
 from relay.pure.openai import Chunk
-from relay.pure.tally import Tally
 from relay.pure.whole import clean
 
 
 class WholeGate:
     """A sink that lets a clean reply through, and has any other go through a gate with a guard, made for it."""
 
-    __slots__ = ("_finds", "_gate", "_open", "_report", "_said", "_sink")
+    __slots__ = ("_ex", "_finds", "_gate", "_open", "_report", "_said", "_sink")
 
     def __init__(
-        self, sink: Sink, finds: Callable[[str], object], open: Callable[[], Gate], report: Callable[[Tally], None]
+        self,
+        ex: Exchange,
+        sink: Sink,
+        finds: Callable[[str], object],
+        open: Callable[[Exchange, Sink], Gate],
+        report: Callable[[Exchange, int], None],
     ) -> None:
-        """finds: as in `relay.pure.whole.clean`. open: makes the gate. report: is called once, unless that reports."""
+        """finds: as in `relay.pure.whole.clean`. open: makes the gate.
+
+        report: is called once with how many characters have left, unless there is a gate, which reports itself.
+        """
+        self._ex = ex
         self._sink = sink
         self._finds = finds
         self._open = open
@@ -36,15 +44,14 @@ class WholeGate:
             if self._said is not None:
                 self._sink.feed(chunk)
                 return
-            self._gate = self._open()
+            self._gate = self._open(self._ex, self._sink)
         self._gate.feed(chunk)
 
     def end(self, outcome: Outcome) -> None:
         if self._gate is not None:
             self._gate.end(outcome)
             return
-        said = self._said or 0
         try:
-            self._report(Tally(came=said, released=said, first_hold_s=0.0 if said else None))
+            self._report(self._ex, self._said or 0)
         finally:
             self._sink.end(outcome)
