@@ -10,7 +10,7 @@ ended and the next one begun, and a timer is made for an `on_end` that does wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from time import monotonic
 from types import coroutine
 from typing import Any
@@ -27,6 +27,7 @@ from relay.routes import ROUTES
 END_TIMEOUT_S = 5.0
 
 OnError = Callable[[PluginError, BaseException], None]
+OnRequest = Callable[[Exchange], Awaitable[Reply | None]]
 
 
 class Link:
@@ -56,8 +57,12 @@ class Chain:
         self.links = tuple(Link(name, plugin) for name, plugin in plugins)
         self._on_error = on_error or (lambda error, cause: None)
         _check(self.links)
-        self._requests: dict[Operation, tuple[Link, ...]] = {
-            operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
+        self._requests: dict[Operation, tuple[tuple[Link, str, OnRequest | None], ...]] = {
+            operation: tuple(
+                (link, link.name, link.on_request)
+                for link in self.links
+                if operation in link.plugin.serves and _takes_part(link)
+            )
             for operation in OPERATIONS
         }
         self.routes = {route: link for link in self.links for route in link.plugin.routes}
@@ -88,21 +93,21 @@ class Chain:
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
         steps, started = ex.steps, monotonic()
-        for link in self._requests[ex.operation]:
-            if link.on_request is None:
+        for link, name, on_request in self._requests[ex.operation]:
+            if on_request is None:
                 entered.append(link)
                 continue
             try:
-                reply = await link.on_request(ex)
+                reply = await on_request(ex)
             except BaseException as cause:
                 did, error = self._blamed(link, cause)
-                steps.append((link.name, did, monotonic() - started))
+                steps.append((name, did, monotonic() - started))
                 if error is cause:
                     raise
                 raise error from cause
             entered.append(link)
             ended = monotonic()
-            steps.append((link.name, "passed" if reply is None else "answered", ended - started))
+            steps.append((name, "passed" if reply is None else "answered", ended - started))
             if reply is not None:
                 if not isinstance(reply, Reply):
                     raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -143,8 +143,34 @@ for _name in "__setitem__ __delitem__ add extend update merge setdefault pop pop
     setattr(_SentHeaders, _name, _too_late)
 
 
-class Exchange:
-    """See the head of this file.
+class _State(dict[Key[Any], Any]):
+    """What plugins share, by key. A dict's own methods, written in C: each request asks a dozen times."""
+
+    __slots__ = ()
+
+    # One request is not another, whatever is known of them.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __repr__ = object.__repr__
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __missing__(self, key: Key[Any]) -> NoReturn:
+        raise KeyError(f"{key.name} is not set: no plugin before this one gives it")
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: Key[T]) -> T: ...
+
+        def __setitem__(self, key: Key[T], value: T) -> None: ...
+
+        def get(self, key: Key[T], default: T) -> T: ...  # type: ignore[override]
+
+
+class Exchange(_State):
+    """See the head of this file. `ex[KEY]`, `ex[KEY] = value`, `KEY in ex`, `ex.get(KEY, default)`: what plugins share.
 
     id: the request id, in the reply's `x-request-id` and in every log line.
     started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
@@ -157,7 +183,7 @@ class Exchange:
 
     __slots__ = (
         *("id", "operation", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s", "needs_usage"),
-        *("loop", "started", "loaded", "_load", "_state", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
+        *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
     )
 
     def __init__(
@@ -180,11 +206,10 @@ class Exchange:
         self.started = monotonic()
         self._load: Callable[[], ChatRequest] | None = None
         self.loaded: ChatRequest | None = None  # the chat request, once somebody has looked at it
-        self._state: dict[Key[Any], Any] = {}
-        self._holders: set[Hashable] = set()
+        self._holders: set[Hashable] | None = None  # made when somebody pauses, as few have to
         self._flow: Flow | None = None
         self._stopped: Outcome | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] | None = None  # of what was spawned, likewise
         self._closed = False
 
     @property
@@ -202,25 +227,6 @@ class Exchange:
     def loads(self, load: Callable[[], ChatRequest]) -> None:
         """`load` reads the chat request; it may raise Reject."""
         self._load = load
-
-    # Shared state
-
-    def __getitem__(self, key: Key[T]) -> T:
-        try:
-            value: T = self._state[key]
-        except KeyError:
-            raise KeyError(f"{key.name} is not set: no plugin before this one gives it") from None
-        return value
-
-    def __setitem__(self, key: Key[T], value: T) -> None:
-        self._state[key] = value
-
-    def __contains__(self, key: Key[Any]) -> bool:
-        return key in self._state
-
-    def get(self, key: Key[T], default: T) -> T:
-        value: T = self._state.get(key, default)
-        return value
 
     # The way back
 
@@ -242,13 +248,15 @@ class Exchange:
 
     def pause(self, who: Hashable) -> None:
         """Read no more from the upstream until `who`, and everyone else who asked, has resumed."""
+        if self._holders is None:
+            self._holders = set()
         if not self._holders and self._flow is not None:
             self._flow.pause()
         self._holders.add(who)
 
     def resume(self, who: Hashable) -> None:
         """`who` has no objection any more. Reading starts again in the loop's next turn, never inside this call."""
-        if who in self._holders:
+        if self._holders and who in self._holders:
             self._holders.discard(who)
             if not self._holders:
                 self.loop.call_soon(self._resume)
@@ -277,6 +285,8 @@ class Exchange:
         What it raises ends the reply with an internal error, and is handed to the loop's exception handler.
         """
         task = self.loop.create_task(work)
+        if self._tasks is None:
+            self._tasks = set()
         self._tasks.add(task)
         task.add_done_callback(self._settle)
         if self._closed:
@@ -284,6 +294,7 @@ class Exchange:
         return task
 
     def _settle(self, task: asyncio.Task[Any]) -> None:
+        assert self._tasks is not None
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report("spawned work failed", task, error)

@@ -120,6 +120,7 @@ class Admission:
     """What has been decided about one request, and what has to be given back when it ends.
 
     refused: the first scope that refuses it; None: it is let in. degraded: it was decided without the store.
+    taken_at: in the store: when, in µs of its clock, for each scope. taken_here: in this process: when, and divided by what.
     """
 
     __slots__ = ("degraded", "id", "refused", "scopes", "share", "standings", "taken_at", "taken_here")
@@ -130,13 +131,13 @@ class Admission:
         self.share = share
         self.standings = standings
         self.refused: tuple[Scope, Standing] | None = None
-        for position, standing in enumerate(standings):
-            if standing.refused is not None:
-                self.refused = scopes[position], standing
-                break
         self.degraded = False
-        self.taken_at: Sequence[int] | None = None  # in the store: when, in µs of its clock, for each scope
-        self.taken_here: tuple[float, int] | None = None  # in this process: when, and divided by what
+        self.taken_at: Sequence[int] | None = None
+        self.taken_here: tuple[float, int] | None = None
+        for standing in standings:
+            if standing.refused is not None:
+                self.refused = scopes[standings.index(standing)], standing
+                break
 
 
 class Limiter:
@@ -147,6 +148,7 @@ class Limiter:
     """
 
     def __init__(self, name: str, store: Store | None = None, replicas: Callable[[], int] = lambda: 1) -> None:
+        self.alone = store is None  # then `admit_here` says all that there is to say
         self._store = store
         self._replicas = replicas
         self.here = Here()
@@ -176,21 +178,27 @@ class Limiter:
 
     async def admit(self, id: str, scopes: Sequence[Scope], share: Share, now: float) -> Admission:
         """Ask for a request. id: one that no other request has; now: this process's clock, in seconds."""
-        self.here.forget(now)
-        store = self._store
-        if store is not None:
-            admission = await self._ask(store, id, scopes, share)
+        if self._store is not None:
+            self.here.forget(now)
+            admission = await self._ask(self._store, id, scopes, share)
             if admission is not None:
                 if admission.refused is None:
                     self.here.open(scopes)
                     self._lease(admission)
                 return admission
+        return self.admit_here(id, scopes, share, now)
+
+    def admit_here(self, id: str, scopes: Sequence[Scope], share: Share, now: float) -> Admission:
+        """The same without the store."""
+        here, store = self.here, self._store
+        here.forget(now)
         replicas = self._replicas() if store is not None else 1
-        admission = Admission(id, scopes, share, self.here.ask(scopes, share, replicas, now))
-        admission.degraded = store is not None
+        admission = Admission(id, scopes, share, here.ask(scopes, share, replicas, now))
         if admission.refused is None:
             admission.taken_here = now, replicas
-            if store is not None:  # it counts there too, from the next renewal that arrives
+        if store is not None:
+            admission.degraded = True
+            if admission.refused is None:  # it counts there too, from the next renewal that arrives
                 self._lease(admission)
         return admission
 
@@ -202,7 +210,7 @@ class Limiter:
         """A request that was let in has ended, once. used: what it took in truth; None: what it asked for."""
         self.here.close(admission.scopes)
         taken = admission.share
-        if admission.taken_here is not None and used is not None:
+        if used is not None and admission.taken_here is not None:
             then, replicas = admission.taken_here
             self.here.correct(admission.scopes, taken, used, replicas, then, now)
         store = self._store
@@ -373,14 +381,15 @@ _UNLIMITED: Final = Rates()
 class _Caller:
     """What has been done in one scope. in_flight: requests that are open here, whoever let them in.
 
-    rates: by which it was asked last; bucket: theirs, if they limit requests, or that of those before.
+    rates: by which it was asked last; asked: their bucket, if they limit requests; bucket: that, or that of those before.
     """
 
-    __slots__ = ("bucket", "characters", "in_flight", "metered", "rates", "tat", "tokens")
+    __slots__ = ("asked", "bucket", "characters", "in_flight", "metered", "rates", "tat", "tokens")
 
     def __init__(self) -> None:
         self.rates = _UNLIMITED
         self.metered = False
+        self.asked: Bucket | None = None
         self.bucket: Bucket | None = None
         self.tat = NEVER
         self.tokens: Taken = {}
@@ -398,15 +407,20 @@ class Here:
         """How each scope stands. If no one refuses, all have given what was asked for, and the request is open."""
         passing = []
         for scope in scopes:
-            caller, rates = self._caller(scope), scope.rates if replicas == 1 else scope.rates.divided(replicas)
-            passed = _passing(caller, rates, share, now)
+            kind, name, rates = scope
+            caller = self._callers.get((kind, name)) or self._caller(scope)
+            passed = _passing(caller, rates if replicas == 1 else rates.divided(replicas), share, now)
             if passed is None:
                 return [_look(self._caller(scope), scope.rates.divided(replicas), share, now) for scope in scopes]
             passing.append((caller, passed))
         standings = []
-        for caller, passed in passing:
+        for caller, (decided, tat) in passing:
             caller.in_flight += 1
-            standings.append(_take(caller, share, now, passed))
+            caller.tat = tat
+            decisions: dict[Dimension, Decision] = {} if decided is None else {"requests": decided}
+            if caller.metered:
+                _take(caller, share, now, decisions)
+            standings.append(Standing(None, decisions))
         return standings
 
     def open(self, scopes: Sequence[Scope]) -> None:
@@ -471,13 +485,13 @@ def _bucket(requests: int, burst: int) -> Bucket:
 def _ready(caller: _Caller, rates: Rates, now: float) -> Bucket | None:
     """The bucket of these rates, with the caller in it: they change with the number of processes, and with a key."""
     if rates is not caller.rates:
-        caller.rates, caller.metered = rates, rates.metered
+        caller.rates, caller.metered, caller.asked = rates, rates.metered, None
         if rates.requests is not None:
             bucket = _bucket(rates.requests, rates.burst or rates.requests)
             if caller.bucket is not None and caller.bucket is not bucket:
                 caller.tat = caller.bucket.moved(caller.tat, now, bucket)
-            caller.bucket = bucket
-    return caller.bucket if rates.requests is not None else None
+            caller.asked = caller.bucket = bucket
+    return caller.asked
 
 
 # The decision about a request that passes, and the TAT after it; None where requests are not limited.
@@ -486,9 +500,10 @@ _Passed = tuple[Decision, float] | tuple[None, float]
 
 def _passing(caller: _Caller, rates: Rates, share: Share, now: float) -> _Passed | None:
     """What becomes of a request that nobody refuses; None if this scope does. Nothing is taken yet."""
-    if rates.open is not None and caller.in_flight >= rates.open:
+    most = rates.open
+    if most is not None and caller.in_flight >= most:
         return None
-    bucket = _ready(caller, rates, now)
+    bucket = caller.asked if rates is caller.rates else _ready(caller, rates, now)
     if caller.metered and not all(one.allowed for one in _look_at_windows(caller, rates, share, now).values()):
         return None
     if bucket is None:
@@ -497,18 +512,14 @@ def _passing(caller: _Caller, rates: Rates, share: Share, now: float) -> _Passed
     return passed if passed[0].allowed else None
 
 
-def _take(caller: _Caller, share: Share, now: float, passed: _Passed) -> Standing:
-    """Have a request pass. Its caller was asked just now."""
-    decided, caller.tat = passed
-    decisions: dict[Dimension, Decision] = {} if decided is None else {"requests": decided}
-    if caller.metered:
-        rates = caller.rates
-        took = share.within(rates)
-        if rates.tokens is not None:
-            decisions["tokens"] = SlidingWindow(rates.tokens).take(caller.tokens, now, took.tokens)
-        if rates.characters is not None:
-            decisions["characters"] = SlidingWindow(rates.characters).take(caller.characters, now, took.characters)
-    return Standing(None, decisions)
+def _take(caller: _Caller, share: Share, now: float, decisions: dict[Dimension, Decision]) -> None:
+    """Have a request take its share. Its caller was asked just now."""
+    rates = caller.rates
+    took = share.within(rates)
+    if rates.tokens is not None:
+        decisions["tokens"] = SlidingWindow(rates.tokens).take(caller.tokens, now, took.tokens)
+    if rates.characters is not None:
+        decisions["characters"] = SlidingWindow(rates.characters).take(caller.characters, now, took.characters)
 
 
 def _refusal(caller: _Caller, rates: Rates, share: Share, now: float) -> Refusal | None:

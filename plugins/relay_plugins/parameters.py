@@ -19,7 +19,7 @@ from msgspec import Meta
 from relay.errors import Reject
 from relay.exchange import Exchange
 from relay.plugin import Plugin, Reply
-from relay.pure.request import MAX_CHOICES
+from relay.pure.request import MAX_CHOICES, Fields
 
 Off = Literal["off"]
 Range = tuple[float, float]
@@ -89,7 +89,7 @@ class Parameters(Plugin):
             name: getattr(self, name)
             for name in ("temperature", "max_tokens", "presence_penalty", "frequency_penalty", "top_p", "n")
         }
-        self._defaults = {name: default for name, default in given.items() if default != "off"}
+        self._defaults = Fields({name: default for name, default in given.items() if default != "off"})
         self._rules = {rule.field: rule for rule in rules}
         self._settled_by = frozenset(self._defaults) | {"max_completion_tokens"}
         for rule in rules:
@@ -101,14 +101,15 @@ class Parameters(Plugin):
     async def on_request(self, ex: Exchange) -> Reply | None:
         request = ex.request
         given, rules = request.fields, self._rules
-        for field, value in given.items():
-            if value is not None and field in rules and not rules[field].admits(value):
-                raise Reject(f"`{field}` has to be {rules[field].words}.", code=f"invalid_{field}", param=field)
+        if not rules.keys().isdisjoint(given):
+            for field, value in given.items():
+                if value is not None and field in rules and not rules[field].admits(value):
+                    raise Reject(f"`{field}` has to be {rules[field].words}.", code=f"invalid_{field}", param=field)
+            if given.get("logit_bias") == []:
+                request.remove("logit_bias")  # OpenAI's servers want an object
         missing = self._defaults if self._settled_by.isdisjoint(given) else self._missing(given)
         if missing:
             request.update(missing)
-        if given.get("logit_bias") == []:
-            request.remove("logit_bias")  # OpenAI's servers want an object
         return None
 
     def _missing(self, given: Mapping[str, object]) -> Mapping[str, object]:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Final, get_args
+from typing import Annotated, ClassVar, Final, NamedTuple, get_args
 
 from msgspec import Meta
 from multidict import istr
@@ -45,6 +45,8 @@ REPLY_TOKENS: Final = 512
 TOKEN_CHARACTERS: Final = 4
 # Larger bodies are looked through in a thread, as in `history`.
 INLINE_BYTES: Final = 65_536
+# Keys whose limits are at hand.
+MAX_KNOWN: Final = 4096
 
 _NO_LIMITS: Final = Limits()
 _NO_KEY: Final = ApiKey(name="")
@@ -105,7 +107,8 @@ class RateLimit(Plugin):
     _others: Mapping[str, Rates] = dataclasses.field(init=False)
     _models: Mapping[str, Scope] = dataclasses.field(init=False)
     _total: Scope | None = dataclasses.field(init=False)
-    _key_scope: Callable[[str, Limits], Scope] = dataclasses.field(init=False)
+    _others_count: bool = dataclasses.field(init=False)  # whether a request may be in another scope than its key's
+    _known: dict[str, _Known] = dataclasses.field(init=False)  # by caller
     _open: Key[_Request] = dataclasses.field(init=False)  # one for each such plugin
 
     def __post_init__(self) -> None:
@@ -114,7 +117,8 @@ class RateLimit(Plugin):
         self._models = {name: Scope("model", name, _rates(limits)) for name, limits in self.models.items()}
         self._total = Scope("all", "", _rates(self.total)) if self.total is not None else None
         self._limiter = Limiter(self.name)
-        self._key_scope = lru_cache(4096)(self._scope_of)
+        self._others_count = bool(self._models) or self._total is not None
+        self._known = {}
         self._open = Key("rate_limit.open", _Request)
 
     @asynccontextmanager
@@ -131,15 +135,14 @@ class RateLimit(Plugin):
 
     async def on_request(self, ex: Exchange) -> Reply | None:
         """Waits for the store once; without one, for nothing."""
-        scopes = self._scopes(ex)
-        request = _Request()
-        for scope in scopes:
-            if scope.rates.metered:
-                await request.measure(ex.request)
-                _check_size(scopes, request.prompt)
-                ex.needs_usage |= any(scope.rates.tokens for scope in scopes)
-                break
-        admission = await self._limiter.admit(ex.id, scopes, request.share, ex.loop.time())
+        scopes, metered = self._scopes(ex)
+        request, limiter = _Request(), self._limiter
+        if metered:
+            await request.measure(ex.request)
+            _check_size(scopes, request.prompt)
+            ex.needs_usage |= any(scope.rates.tokens for scope in scopes)
+        asked = ex.id, scopes, request.share, ex.loop.time()
+        admission = limiter.admit_here(*asked) if limiter.alone else await limiter.admit(*asked)
         if admission.degraded:
             degraded(ex, self._metrics, "rate_limit")
         _tell(ex, admission)
@@ -151,11 +154,18 @@ class RateLimit(Plugin):
 
     async def on_end(self, ex: Exchange) -> None:
         request = ex[self._open]
-        self._limiter.end(request.admission, request.used(ex), ex.loop.time())
+        used = request.used(ex) if request.count is not None else None
+        self._limiter.end(request.admission, used, ex.loop.time())
 
-    def _scopes(self, ex: Exchange) -> list[Scope]:
-        key = ex.get(API_KEY, _NO_KEY)
-        scopes = [self._key_scope(ex[CALLER], key.limits)]
+    def _scopes(self, ex: Exchange) -> tuple[Sequence[Scope], bool]:
+        """Those that a request is in, and whether it matters to one what it takes beside itself."""
+        caller, key = ex[CALLER], ex.get(API_KEY, _NO_KEY)
+        known = self._known.get(caller)
+        if known is None or known.limits is not key.limits:
+            known = self._know(caller, key.limits)
+        if not self._others_count and ex.operation == "chat":
+            return known.scopes, known.metered
+        scopes = [*known.scopes]
         if self._models and ex.operation == "chat" and (model := self._models.get(ex.request.model)) is not None:
             scopes.append(model)
         if self._total is not None:
@@ -167,7 +177,14 @@ class RateLimit(Plugin):
                 else scope
                 for scope in scopes
             ]
-        return scopes
+        return scopes, any(scope.rates.metered for scope in scopes)
+
+    def _know(self, caller: str, own: Limits) -> _Known:
+        scope = self._scope_of(caller, own)
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        known = self._known[caller] = _Known(own, (scope,), scope.rates.metered)
+        return known
 
     def _scope_of(self, caller: str, own: Limits) -> Scope:
         """The scope of one key. own: the limits that it carries itself."""
@@ -200,20 +217,17 @@ def _named_once(services: Services, name: str) -> Iterator[None]:
 class _Request:
     """A request that was let in. prompt: what it says; share: what it may use; count: of its reply, if that is metered."""
 
-    __slots__ = ("admission", "count", "prompt", "share")
-
     admission: Admission
-
-    def __init__(self) -> None:
-        self.prompt = self.share = NOTHING
-        self.count: meter.Count | None = None
+    prompt = NOTHING
+    share = NOTHING
+    count: meter.Count | None = None
 
     async def measure(self, request: ChatRequest) -> None:
         """Estimate what it will take."""
         if len(request.encode()) > INLINE_BYTES:
-            self.prompt = await asyncio.to_thread(_measured, request.messages)
+            self.prompt = await asyncio.to_thread(_measured, request)
         else:
-            self.prompt = _measured(request.messages)
+            self.prompt = _measured(request)
         reply = _longest(request)
         self.share = Share(self.prompt.tokens + reply, self.prompt.characters + reply * TOKEN_CHARACTERS)
         self.count = meter.Count()
@@ -231,6 +245,14 @@ class _Request:
         return Share(tokens, self.prompt.characters + count.characters)
 
 
+class _Known(NamedTuple):
+    """The scope of one key, as long as it has these limits of its own."""
+
+    limits: Limits
+    scopes: tuple[Scope]
+    metered: bool
+
+
 class _Meter:
     """Counts what passes."""
 
@@ -246,10 +268,14 @@ class _Meter:
         self._sink.feed(chunk)
 
 
-def _measured(messages: Sequence[Mapping[str, Any]]) -> Share:
+def _measured(request: ChatRequest) -> Share:
     """What a prompt says, about."""
+    contents = request.contents
+    if contents is not None:
+        tokens = MESSAGE_TOKENS * len(contents) + sum(map(estimate, contents))
+        return Share(math.ceil(tokens), sum(map(len, contents)))
     tokens, characters = 0.0, 0
-    for message in messages:
+    for message in request.messages:
         texts, media = said(message)
         tokens += MESSAGE_TOKENS + MEDIA_TOKENS * media + sum(map(estimate, texts))
         characters += sum(map(len, texts))
@@ -321,6 +347,9 @@ _HEADERS: Final[Mapping[Dimension, tuple[istr, istr, istr]]] = {
 }
 
 
+_written: Final = lru_cache(1024)(str)  # of limits, which are always the same
+
+
 def _tell(ex: Exchange, admission: Admission) -> None:
     """Of each kind the limit that is nearest to its end; of a refusal those of the scope that refuses."""
     standings = admission.standings if admission.refused is None else [admission.refused[1]]
@@ -332,7 +361,7 @@ def _tell(ex: Exchange, admission: Admission) -> None:
     headers = ex.reply_headers
     for name, decision in tightest.items():
         limit, remaining, reset = _HEADERS[name]
-        headers[limit] = str(decision.limit)
+        headers[limit] = _written(decision.limit)
         headers[remaining] = str(decision.remaining)
         headers[reset] = duration(decision.reset_s)
 

@@ -122,6 +122,7 @@ class Metrics:
         self.request_ended = self.requests.ended
         self.moderated = self._moderation.moderated
         self.passed = self._moderation.passed
+        self.scanned = self._moderation.scanned
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
         gauges(families.BUILD_INFO, registry)[_RUNNING].set(1)
 

@@ -70,6 +70,7 @@ class ModerationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         characters = counters(families.MODERATION_CHARACTERS, registry)
         self._characters = [characters[(state,)] for state in CHARACTERS]
+        self._checked = characters[("checked",)]
         self._passed = [characters[(state,)] for state in ("in", "checked", "released")]
         self._unverified = counters(families.RELEASED_UNVERIFIED, registry)
         self._checks = Series(Counter, families.MODERATION_CHECKS, registry)
@@ -101,6 +102,10 @@ class ModerationMetrics:
             self._ceiling[(name,)].set(standing.ceiling)
             self._rate[(name,)].set(standing.rate)
             self._waiting[(name,)].set(standing.waiting)
+
+    def scanned(self, characters: int) -> None:
+        """So much of a request was read along, and nothing was found: `moderated` need not be told."""
+        self._checked.inc(characters)
 
     def passed(self, characters: int) -> None:
         """A reply was read, and has left as it came, without waiting."""

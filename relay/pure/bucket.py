@@ -54,11 +54,13 @@ class Bucket:
 
     def ask(self, tat: float, now: float) -> tuple[Decision, float]:
         """Whether a request may pass, and the TAT after it. One that may not changes nothing."""
-        at = self._intervals(now)
-        if at < tat - (self.burst - 1):
+        at = now * self._steps_per_s // 1 / STEPS  # as `_intervals` says
+        burst = self.burst
+        if at < tat - (burst - 1):
             return self._refused(tat, now), tat
         tat = (tat if tat > at else at) + 1
-        return self._stands(True, tat, at), tat
+        ahead = tat - at
+        return Decision(True, burst, burst - math.ceil(ahead), 0.0, ahead / self._per_s), tat
 
     def passes(self, tat: float, now: float) -> bool:
         """Whether `ask` would let a request pass."""

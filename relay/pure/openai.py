@@ -9,7 +9,7 @@ Shapes: https://platform.openai.com/docs/api-reference/chat/streaming and what r
 from __future__ import annotations
 
 import json as stdlib_json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -209,6 +209,11 @@ def has_repeated_key(data: bytes, keys: int, value: object = None) -> bool:
     colons = count_of(data, b":")
     if colons == keys or (value is not None and colons == keys + count_colons(value) and b"\\u003" not in data):
         return False
+    return _repeats(data)
+
+
+def _repeats(data: bytes) -> bool:
+    """The same, by reading the text again: the slow way."""
     try:
         stdlib_json.loads(data.decode("utf-8", "replace"), object_pairs_hook=_pairs_without_repeats)
     except RepeatedKeyError:
@@ -231,18 +236,31 @@ def count_colons(value: object) -> int:
     return colons
 
 
-def count_keys(value: object, most: int = -1) -> int:
-    """How many keys stand in a parsed value, at any depth. most: there are no more, so when these are found, that is all."""
+def count_keys(value: object) -> int:
+    """How many keys stand in a parsed value, at any depth."""
     keys, values = 0, [value]
     for below in values:  # which grows meanwhile
         if type(below) is dict:
             keys += len(below)
-            if keys == most:
-                break
             values += below.values()
         elif type(below) is list:
             values += below
     return keys
+
+
+def problem_of(data: bytes, value: Frame) -> Literal["deep", "repeated"] | None:
+    """What is wrong with JSON text that was parsed to `value`: it nests too deeply, or a key stands twice in one object.
+
+    Most clients write JSON as it is written here, and what comes to the same text again has lost nothing. Of other text the
+    colons are counted, each of which follows a key or stands in a string: of keys that stand twice a parser keeps one, so
+    what it kept has fewer of them; unless some of those in strings came as escapes, which then are more.
+    """
+    if nests_deeply(data, value):
+        return "deep"
+    again = orjson.dumps(value)
+    if again != data and (count_of(data, b":") != count_of(again, b":") or b"\\u003" in data) and _repeats(data):
+        return "repeated"
+    return None
 
 
 def count_of(data: bytes, mark: bytes) -> int:
@@ -252,7 +270,7 @@ def count_of(data: bytes, mark: bytes) -> int:
 
 def nests_deeply(data: bytes, value: object) -> bool:
     """Whether containers stand in one another more than MAX_DEPTH levels deep; `value` is what `data` was parsed to."""
-    if count_of(data, b"{") + count_of(data, b"[") <= MAX_DEPTH:
+    if len(data) <= 2 * MAX_DEPTH or count_of(data, b"{") + count_of(data, b"[") <= MAX_DEPTH:
         return False
     level: list[Any] = [[value]]
     for _ in range(MAX_DEPTH + 1):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ import orjson
 
 from relay.pure.escapes import SurrogatePairer, Unescaper
 from relay.pure.fold import NOTHING
-from relay.pure.openai import MAX_DEPTH, count_keys, count_of, dump, has_repeated_key, nests_deeply
+from relay.pure.openai import MAX_DEPTH, count_of, dump, problem_of
 from relay.pure.surfaces import is_opaque
 
 # A parser holds the GIL while it builds what it reads, and every stream waits: 0.2 s for 2 MiB of `[],`, 0.1 s for 2 MiB
@@ -44,6 +45,19 @@ class InvalidRequest(ValueError):
         self.param = param
 
 
+_OBJECTS: Final = {dict}
+
+
+class Fields(dict[str, object]):
+    """Fields to be set in many requests: their JSON is made once. Raises TypeError for what orjson cannot write."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        super().__init__(fields)
+        self.written = orjson.dumps({**fields})
+
+
 class JsonObject:
     """A JSON object that can be edited without touching what is not edited.
 
@@ -53,13 +67,7 @@ class JsonObject:
     __slots__ = ("_body", "_fields", "_parsed")
 
     def __init__(self, body: bytes) -> None:
-        brackets, colons = count_of(body, b"{") + count_of(body, b"["), count_of(body, b":")
-        # A mark is a byte: most bodies are too short to hold too many.
-        if (
-            len(body) > MAX_BRACKETS
-            and brackets + colons + count_of(body, b",") > MAX_BRACKETS
-            and _holds_too_much(body)
-        ):
+        if len(body) > MAX_BRACKETS and _holds_too_much(body):  # a mark is a byte: most bodies are too short
             raise InvalidRequest(
                 f"The body holds more than {MAX_BRACKETS:,} lists and objects, or more than {MAX_MARKS:,} brackets, commas "
                 "and colons outside its strings; send less of them.",
@@ -69,12 +77,12 @@ class JsonObject:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", "invalid_json") from None
-        if not isinstance(parsed, dict):
+        if type(parsed) is not dict:
             raise InvalidRequest("The body has to be a JSON object.", "invalid_json")
-        if brackets > MAX_DEPTH and nests_deeply(body, parsed):
+        problem = problem_of(body, parsed)
+        if problem == "deep":
             raise InvalidRequest(f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json")
-        keys = count_keys(parsed, most=colons)
-        if keys != colons and has_repeated_key(body, keys):
+        if problem == "repeated":
             raise InvalidRequest("A key is repeated in one JSON object; send each key once.", "repeated_key")
         # The JSON of each field, once one is to be changed; from then on the body is made of them.
         self._fields: dict[str, msgspec.Raw] | None = None
@@ -84,6 +92,9 @@ class JsonObject:
 
     def _check(self) -> None:
         """Raises InvalidRequest if a kind of object has to be more than that and is not."""
+
+    def _look(self) -> None:
+        """Its fields have changed."""
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -103,23 +114,26 @@ class JsonObject:
         if not self._append(fields):
             self._edited().update((name, msgspec.Raw(dump(value))) for name, value in fields.items())
         self._parsed = {**self._parsed, **fields}
+        self._look()
 
     def _append(self, fields: Mapping[str, object]) -> bool:
         """Write new fields behind the others, which need not be taken apart for that; whether it could be done."""
-        if self._fields is not None or self._body is None or not (self._parsed and fields):
+        body = self._body
+        if self._fields is not None or body is None or not (self._parsed and fields):
             return False
         if not self._parsed.keys().isdisjoint(fields):
             return False
         try:
-            added = orjson.dumps({**fields})
+            added = fields.written if type(fields) is Fields else orjson.dumps({**fields})
         except TypeError:  # what `dump` writes all the same could not be taken apart any more
             return False
-        self._body = b"%b,%b" % (self._body.rstrip()[:-1], added[1:])
+        self._body = b"".join((body[: body.rindex(b"}")], b",", added[1:]))
         return True
 
     def remove(self, name: str) -> None:
         self._parsed = {key: value for key, value in self._parsed.items() if key != name}
         self._edited().pop(name, None)
+        self._look()
 
     def _raw(self) -> dict[str, msgspec.Raw]:
         """The JSON of each field."""
@@ -144,9 +158,14 @@ class ChatRequest(JsonObject):
     """A view on the body of a chat request.
 
     Raises InvalidRequest if the body is no JSON object, repeats a key, has no messages, or a `stream` or `n` that is none.
+
+    model: its public name; "" if the body has none. messages: the conversation. choices: how many are asked for.
+    stream: whether the reply is to be streamed. contents: the text of each message, if they are nothing but texts with
+    well-known roles, as most are, and say one thing however they are read; else None.
+    All follow the fields: change those, by `set`, and nothing in place.
     """
 
-    __slots__ = ()
+    __slots__ = ("choices", "contents", "messages", "model", "stream")
 
     @classmethod
     def of(cls, body: JsonObject) -> ChatRequest:
@@ -157,36 +176,38 @@ class ChatRequest(JsonObject):
         return request
 
     def _check(self) -> None:
-        messages = self._parsed.get("messages")
-        if type(messages) is not list or {*map(type, messages)} != {dict}:  # an empty list is refused too
+        given = self._parsed.get
+        messages, stream, n = given("messages"), given("stream"), given("n")
+        if type(messages) is not list or {*map(type, messages)} != _OBJECTS:  # an empty list is refused too
             raise InvalidRequest("Unsupported messages.", "invalid_messages")
-        stream = self._parsed.get("stream")
         if stream is not None and type(stream) is not bool:
             raise InvalidRequest("`stream` has to be true or false.", "invalid_stream", "stream")
-        n = self._parsed.get("n", 1)
         if n is not None and (type(n) is not int or not 1 <= n <= MAX_CHOICES):
             raise InvalidRequest(f"`n` has to be a whole number from 1 to {MAX_CHOICES}.", "invalid_n", "n")
+        self._read(messages)
+        self._look()
 
-    @property
-    def model(self) -> str:
-        """The model's public name; "" if the body has none."""
-        model = self._parsed.get("model")
-        return model if isinstance(model, str) else ""
+    def _look(self) -> None:
+        given = self._parsed.get
+        model = given("model")
+        self.model: str = model if type(model) is str else ""
+        self.stream: bool = given("stream") is True
+        self.choices: int = given("n") or 1
+        if self._parsed["messages"] is not self.messages:
+            self._read(self._parsed["messages"])
 
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The conversation. Change it with `set`, never in place."""
-        messages: list[dict[str, Any]] = self._parsed["messages"]
-        return messages
-
-    @property
-    def stream(self) -> bool:
-        return self._parsed.get("stream") is True
-
-    @property
-    def choices(self) -> int:
-        """How many choices are asked for."""
-        return self._parsed.get("n") or 1
+    def _read(self, messages: list[dict[str, Any]]) -> None:
+        self.messages = messages
+        self.contents: list[str] | None = None
+        contents = []
+        for message in messages:
+            text = message.get("content")
+            if len(message) != 2 or type(text) is not str or message.get("role") not in _ROLES:
+                return
+            if "\\" in text and _ESCAPE.search(text):
+                return
+            contents.append(text)
+        self.contents = contents
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -216,6 +237,7 @@ class ChatRequest(JsonObject):
         except msgspec.DecodeError:  # lone surrogates, which no client can have sent: a plugin has set these messages
             raw = [msgspec.Raw(dump(message)) for message in messages]
         self._parsed = {**self._parsed, "messages": [messages[position] for position in positions]}
+        self._look()
         fields["messages"] = msgspec.Raw(msgspec.json.encode([raw[position] for position in positions]))
 
     def sent_on(self, *, model: str | None = None, usage: bool = False) -> bytes:
@@ -234,22 +256,28 @@ class ChatRequest(JsonObject):
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Everything in it that a model may read, with its place: each message whole, then each field. Nothing empty."""
+        contents = self.contents
         for position, message in enumerate(self.messages):
-            text = "\n".join(_readings(message["content"], "content") if _only_says(message) else _strings(message, ""))
+            text = contents[position] if contents is not None else "\n".join(_strings(message, ""))
             if text:
-                yield f"messages[{position}]", text
+                yield _place(position), text
         for name, value in self.beside_messages():
             text = "\n".join(_strings(value, name))
             if text:
                 yield name, text
 
 
+_place: Final = lru_cache(1024)("messages[{}]".format)
+
+
 def _holds_too_much(body: bytes) -> bool:
-    """Whether JSON text of more than MAX_BRACKETS marks says more values than may be parsed in one go.
+    """Whether JSON text of more than MAX_BRACKETS bytes says more values than may be parsed in one go.
 
     Prompts are full of marks too, so strings are left out. Then no text of MAX_MARKS marks has more than twice as many
     quotes, and with more it need not be taken apart.
     """
+    if sum(count_of(body, mark) for mark in (b"{", b"[", b",", b":")) <= MAX_BRACKETS:
+        return False
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if unescaped.count(b'"') > 2 * MAX_MARKS:
         return True
@@ -278,11 +306,6 @@ _PROSE: Final = frozenset(
 # In these objects the client has chosen the keys, and the model reads them.
 _NAMED: Final = frozenset("properties $defs definitions arguments".split())
 _ESCAPE: Final = re.compile(r"\\u[0-9A-Fa-f]{4}")
-
-
-def _only_says(message: Mapping[str, Any]) -> bool:
-    """Whether it is a text with a well-known role, as most messages are."""
-    return len(message) == 2 and message.get("role") in _ROLES and type(message.get("content")) is str
 
 
 def _strings(value: Any, key: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from operator import add
+from operator import add, le
 from typing import Any, Final, NamedTuple
 
 Message = Mapping[str, Any]
@@ -123,4 +123,4 @@ def _plus(start: Cost, cost: Callable[[Message], Cost], messages: Sequence[Messa
 
 
 def _fits(cost: Cost, budget: Cost) -> bool:
-    return all(one <= other for one, other in zip(cost, budget, strict=True))
+    return all(map(le, cost, budget))

@@ -15,7 +15,8 @@ from relay.delivery import StreamDelivery, WholeDelivery
 from relay.exchange import Exchange, Outcome
 from relay.options import ConfigError, Context, build
 from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS
-from relay.pure.openai import Chunk
+from relay.pure.openai import Chunk, dump
+from relay.pure.request import ChatRequest
 from relay.pure.tokens import ASKED_EVERY, estimate
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, Lent, exchange
@@ -129,7 +130,7 @@ async def test_a_large_body_is_read_in_a_thread(options: dict[str, Any], monkeyp
     monkeypatch.setattr(History, "_trim", noting)
     ex = await sent(plugin, talk("x" * 100_000, "y", "z"))
     assert ["z"] == [each["content"] for each in ex.request.messages] or "max_turns" in options
-    await sent(plugin, talk("x" * 1000, "y", "z"))
+    await sent(plugin, talk("x" * 10_000, "y", "z"))
     assert [False, True] == [thread is threading.main_thread() for thread in threads]
 
 
@@ -230,6 +231,20 @@ async def test_what_surely_fits_is_not_looked_through(
     plugin._calibration.learn("gpt-4", 1000, 1000)
     await sent(plugin, messages)
     assert looked is bool(seen)
+
+
+@given(st.lists(st.text("a你😀", max_size=30), min_size=1, max_size=6), st.integers(1, 60), st.integers(1, 120))
+def test_what_fits_is_what_would_be_kept(texts: list[str], max_tokens: int, max_chars: int) -> None:
+    """A conversation of nothing but texts is summed up as a whole, and comes to what its messages do one by one."""
+    plugin = History(max_tokens=max_tokens, max_chars=max_chars)
+    request = ChatRequest(dump({"messages": talk(*texts)}))
+    summed, looked = plugin._fitting(request, 1.0), plugin._trim(request.messages, 1.0)
+    if summed is not None:
+        assert looked.kept == summed.kept
+        assert pytest.approx(looked.cost) == summed.cost
+    else:
+        tokens, characters, _ = looked.cost
+        assert len(looked.kept) < len(texts) or tokens > max_tokens or characters > max_chars
 
 
 async def test_a_whole_reply_tells() -> None:

@@ -132,6 +132,19 @@ async def test_clean_prompt() -> None:
     assert not moderator.open
 
 
+async def test_a_text_that_comes_again() -> None:
+    """What was clean a moment ago is looked at again, with the phrases that are in force now, and counted again."""
+    moderator, lent = Lexicon(words=("other",)), Lent()
+    plugin = Moderation(moderators=(moderator,))
+    async with plugin.lifespan(lent.services):
+        for _ in range(2):
+            await plugin.on_request(exchange(**says("This is ＦＯＲＢＩＤＤＥＮ.")))
+        moderator._phrases = lexicon()._phrases
+        with pytest.raises(Reject):
+            await plugin.on_request(exchange(**says("This is ＦＯＲＢＩＤＤＥＮ.")))
+    assert await lent.count('relay_moderation_characters_total{state="checked"}') == 36
+
+
 async def test_off() -> None:
     """request = "off": nothing is read, not even the request."""
     moderator = Asked()

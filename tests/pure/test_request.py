@@ -315,6 +315,44 @@ def test_what_stands_beside_the_messages(fields: dict[str, object], speaks: bool
     assert speaks is any(name in fields for name, _ in request(**dict.fromkeys(fields, "Hi")).texts())
 
 
+@pytest.mark.parametrize(
+    ("messages", "contents"),
+    [
+        ([{"role": "user", "content": "Hi"}, {"content": "", "role": "assistant"}], ["Hi", ""]),
+        ([{"role": "user", "content": "a\\b: \n"}], ["a\\b: \n"]),
+        ([{"role": "user", "content": "\\u4f60"}], None),  # says 你, too
+        ([{"role": "user", "content": "Hi", "name": "ann"}], None),
+        ([{"role": "user", "content": "Hi"}, {"role": "wizard", "content": "Hi"}], None),
+        ([{"role": ["user"], "content": "Hi"}], None),
+        ([{"role": "user", "content": ["Hi"]}], None),
+        ([{"role": "assistant", "content": None}], None),
+    ],
+)
+def test_messages_that_are_nothing_but_texts(messages: list[dict[str, Any]], contents: list[str] | None) -> None:
+    """Their texts are at hand, and follow the messages when those are changed."""
+    given = request(*messages)
+    assert contents == given.contents
+    given.set("messages", [*messages, {"role": "user", "content": "Ho"}])
+    assert (None if contents is None else [*contents, "Ho"]) == given.contents
+    given.keep_messages([len(messages)])
+    assert ["Ho"] == given.contents == [text for _, text in given.texts()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model":"a:b","messages":[{"role":"user","content":"in code: {\\"a\\":1,\\"a\\":2}"}]}',
+        '{"model":"\\u003a","messages":[{"role":"user","content":"\\u003A :"}]}',
+        '{"a:b" : 1 , "a:c" : ":" , "messages" : [ { "role" : "user" , "content" : ":\\n:" } ] }',
+    ],
+)
+def test_colons_that_follow_no_key(text: str) -> None:
+    """Wherever colons stand, as escapes too, no key is taken for another; and with one that is, the body is refused."""
+    assert text.encode() == ChatRequest(text.encode()).encode()
+    for twice in ('"x":1,"x":2}', '"x":{"y":1,"y":"\\u003a"}}', '"x":":","x":"\\u003a:"}'):
+        assert ("repeated_key", None) == refusal(f"{text[:-1]},{twice}".encode())
+
+
 # Reading for moderation
 
 

@@ -27,6 +27,7 @@ from relay.metrics import Metrics
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS, said
 from relay.pure.openai import Chunk
+from relay.pure.request import ChatRequest
 from relay.pure.tokens import LEAST_TOKENS, MOST_A_BYTE, Calibration, estimate
 from relay.pure.trim import Cost, Message, Trimmed, trim
 from relay_plugins.history.tokenizer import Encoding, Tokenizer, check_installed
@@ -113,12 +114,12 @@ class History(Plugin):
             and self._calibration.should_ask(request.model, size * MOST_A_BYTE)
         )
         messages, factor = request.messages, self._calibration.factor(request.model)
-        if not teaches and self._surely_fits(size, messages, factor):
+        if not teaches and self._surely_fits(size, request, factor):
             return None
         if size > (INLINE_BYTES_EXACT if self.count == "exact" else INLINE_BYTES):
             trimmed = await asyncio.to_thread(self._trim, messages, factor)
         else:
-            trimmed = self._trim(messages, factor)
+            trimmed = self._fitting(request, factor) or self._trim(messages, factor)
         dropped = len(messages) - len(trimmed.kept)
         if dropped:
             request.keep_messages(trimmed.kept)
@@ -131,18 +132,29 @@ class History(Plugin):
                 ex.needs_usage = True
         return None
 
-    def _surely_fits(self, size: int, messages: Sequence[Message], factor: float) -> bool:
+    def _surely_fits(self, size: int, request: ChatRequest, factor: float) -> bool:
         """Whether a body of so many bytes need not be looked through: nothing but text stands in it, and little of that."""
         if self.max_turns is not None or (self.max_chars is not None and size > self.max_chars):
             return False
         if self.max_tokens is not None:
             tokens = (size * MOST_A_BYTE * factor) if self.count == "estimate" else size
-            if tokens + MESSAGE_TOKENS * len(messages) * max(1.0, factor) > self.max_tokens:
+            overhead = MESSAGE_TOKENS * len(request.messages)
+            if tokens + (overhead * factor if factor > 1.0 else overhead) > self.max_tokens:
                 return False
-        for message in messages:  # has to have a role and a text and nothing else
-            if len(message) != 2 or "role" not in message or not isinstance(message.get("content"), str):
-                return False
-        return True
+        return request.contents is not None
+
+    def _fitting(self, request: ChatRequest, factor: float) -> Trimmed | None:
+        """All messages, if they are nothing but texts, estimated, and fit: then it is all one which turns there are."""
+        contents = request.contents
+        if contents is None or self.max_turns is not None or self.count == "exact":
+            return None
+        characters = sum(map(len, contents))
+        tokens = MESSAGE_TOKENS * len(contents) + sum(map(estimate, contents))
+        if self.max_tokens is not None and tokens > self.max_tokens / factor:
+            return None
+        if self.max_chars is not None and characters > self.max_chars:
+            return None
+        return Trimmed([*range(len(contents))], (tokens, characters, 0))
 
     def _trim(self, messages: Sequence[Message], factor: float) -> Trimmed:
         """`factor` is what the model's tokenizer makes of an estimated token; 1 where tokens are counted."""
@@ -175,6 +187,9 @@ class History(Plugin):
 
 def _cost(count: Callable[[str], float], message: Message) -> Cost:
     """Tokens, characters, and how many things are no text."""
+    text = message.get("content")
+    if len(message) == 2 and type(text) is str and "role" in message:
+        return MESSAGE_TOKENS + count(text), len(text), 0  # as most are
     texts, media = said(message)
     return MESSAGE_TOKENS + MEDIA_TOKENS * media + sum(map(count, texts)), sum(map(len, texts)), media
 

@@ -198,7 +198,8 @@ class Moderation(Plugin):
 
     async def on_request(self, ex: Exchange) -> Reply | None:
         if self.request == "before":
-            await self._requests.check(ex)
+            if not self._requests.passes(ex):
+                await self._requests.check(ex)
         elif self.request == "parallel":
             scanned = await self._requests.scan(ex)  # for nothing, and before an upstream is paid
             ex[self._verdict] = ex.spawn(self._requests.refusal(ex, scanned))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from time import monotonic
 from typing import Final, Literal, NamedTuple
 
@@ -31,6 +32,11 @@ SLICE_CHARS: Final = 65_536
 SLICE_TEXTS: Final = 512
 # How many pieces of one request are asked about at a time. A long conversation is no reason to keep others waiting.
 AT_A_TIME: Final = 8
+# A conversation is sent again with every turn of it: the copies of its texts are remembered, of the newest texts that have
+# so many characters together. (What a lexicon finds in them it remembers itself, by the copy.)
+COPY_CHARS: Final = 4_096
+COPIES_CHARS: Final = 1_048_576
+_COPY_OVERHEAD: Final = 64  # what a short text takes beside its characters, in such characters
 _CREDENTIALS: Final = ("authorization", "cookie", "proxy-authorization", "x-api-key", "api-key")
 
 
@@ -48,6 +54,28 @@ class Scanned(NamedTuple):
 
     pieces: list[Piece]
     tally: ModerationTally
+
+
+class _Copies(dict[str, str]):
+    """The canonical copies of texts, by text. What is short stays, until it is too much. Raises KeyError for a text that has
+    to be read in slices: it is long, or hides something in a long row of nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chars = 0
+
+    def __missing__(self, text: str) -> str:
+        if len(text) > SLICE_CHARS or (len(text) > MAX_NOTHING and longest_nothing(text) > MAX_NOTHING):
+            raise KeyError
+        copy = fold(text)
+        if len(text) <= COPY_CHARS:
+            self._chars += len(text) + _COPY_OVERHEAD
+            if self._chars > COPIES_CHARS:
+                self.clear()
+                self._chars = len(text) + _COPY_OVERHEAD
+            self[text] = copy
+        return copy
 
 
 class _Pieces:
@@ -105,11 +133,37 @@ class Requests:
         metrics: Metrics,
     ) -> None:
         self._scanning = scanning
+        self._recalls = [moderator.recall for moderator in scanning]
+        self._copies = _Copies()
         self._judge = judge
         self._overlap = overlap
         self._on_failure = on_failure
         self._log = log
         self._metrics = metrics
+
+    def passes(self, ex: Exchange) -> bool:
+        """Whether nothing is found in a request, and nobody has to be asked or given his turn: that is all then."""
+        if self._judge is not None:
+            return False
+        request = ex.request
+        texts = request.contents
+        if texts is None or request.speaks_beside_messages:
+            texts = [text for _, text in islice(request.texts(), SLICE_TEXTS)]
+        if len(texts) >= SLICE_TEXTS:
+            return False
+        copies, recalls, checked = self._copies, self._recalls, 0
+        try:
+            for text in texts:
+                copy = copies[text]
+                checked += len(copy)
+                for recall in recalls:
+                    if recall(copy):
+                        return False
+        except KeyError:
+            return False
+        self._metrics.scanned(checked if recalls else 0)
+        ex.moderated(0.0)
+        return True
 
     async def check(self, ex: Exchange) -> None:
         """Raises Reject if a text may not go on, ModerationError if nobody can say."""
@@ -169,13 +223,11 @@ class Requests:
 
         None: it is long, or `_scan` will say what stands in it.
         """
-        if len(text) > SLICE_CHARS or (len(text) > MAX_NOTHING and longest_nothing(text) > MAX_NOTHING):
+        try:
+            copy = self._copies[text]
+        except KeyError:
             return None
-        copy = fold(text)
-        for moderator in self._scanning:
-            if moderator.recall(copy):
-                return None
-        return copy
+        return None if any(recall(copy) for recall in self._recalls) else copy
 
     async def _scan(self, ex: Exchange, place: str, text: str, scanned: Scanned) -> None:
         tally = scanned.tally

@@ -69,10 +69,13 @@ class Tariff:
         beside = (value for _, value in request.beside_messages())
         texts = [value if type(value) is str else dump(value).decode() for value in beside if type(value) in _SAYING]
         media = 0
-        for message in request.messages:
-            spoken = said(message)
-            texts += spoken.texts
-            media += spoken.media
+        if request.contents is not None:
+            texts += request.contents
+        else:
+            for message in request.messages:
+                spoken = said(message)
+                texts += spoken.texts
+                media += spoken.media
         if self.unit == "characters":
             return sum(map(len, texts)) + MEDIA_CHARACTERS * media
         tokens = sum(map(estimate, texts)) + MESSAGE_TOKENS * len(request.messages) + MEDIA_TOKENS * media
