@@ -45,6 +45,7 @@ from relay.pure.shape import Shapes
 from relay.request import Request
 from relay.routes import CHAT, ROUTES, Route
 from relay.silence import WATCH_S, SilenceWatch
+from relay.turnstile import Turnstile
 from relay.upstream import Answer, Upstreams
 from relay.usage import UsageFilter
 from relay.writer import Outbox, StreamWriter, WholeWriter, Writer, send
@@ -131,6 +132,7 @@ class App:
         self._log = log
         self._events = events
         self._loop = asyncio.get_running_loop()
+        self.turnstile = Turnstile(self._loop)
         self._outbox = Outbox(self._loop)
         self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
@@ -292,9 +294,11 @@ class App:
             await writer.run()
             return
         self._metrics.stream_opened()
+        self.turnstile.stream_opened()
         try:
             await writer.run()
         finally:
+            self.turnstile.stream_closed()
             self._metrics.stream_closed()
 
     def refused(self, error: RelayError, request_id: str, cause: BaseException | None) -> None:

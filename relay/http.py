@@ -41,6 +41,7 @@ from multidict import CIMultiDict
 from relay.errors import InternalError, Reject, RelayError
 from relay.head import JSON, head
 from relay.request import Request
+from relay.turnstile import Turnstile
 from relay.writer import HIGH_WATER_BYTES
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -64,10 +65,18 @@ class Listener(web.Server):
     """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves.
 
     on_refusal: told of every answer that no handler gave. count: of open connections; on_count is told of each change.
+    turnstile: where requests wait for their turn to begin.
     leaving: every answer is the last one on its connection.
     """
 
-    def __init__(self, handler: Handler, *, on_refusal: OnRefusal | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        on_refusal: OnRefusal | None = None,
+        turnstile: Turnstile | None = None,
+        **options: Any,
+    ) -> None:
         self._on_refusal = on_refusal
         self.leaving = False
         self.count = 0
@@ -81,6 +90,7 @@ class Listener(web.Server):
             lingering_time=LINGER_S,
             **options,
         )
+        self.turnstile = turnstile or Turnstile(self._loop)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -182,11 +192,12 @@ def _wrong(message: RawRequestMessage) -> Reject | None:
 class _Connection(RequestHandler):
     """A client's connection: what it sends, until it is a request, and when the next one may be answered."""
 
-    __slots__ = ("_content", "_context", "_late")
+    __slots__ = ("_content", "_context", "_late", "_waits")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._late: asyncio.TimerHandle | None = None
+        self._waits = False  # for its turn to begin
         self._content: StreamReader = EMPTY_PAYLOAD  # the body of the request that is being answered
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -209,7 +220,7 @@ class _Connection(RequestHandler):
     @property
     def is_quiet(self) -> bool:
         """Whether nobody asks or is being answered."""
-        return self._task_handler is None and self._late is None
+        return self._task_handler is None and self._late is None and not self._waits
 
     # What comes
 
@@ -221,7 +232,7 @@ class _Connection(RequestHandler):
                 self._content.set_exception(messages[-1][0].exc)
         elif messages:
             self._in_time()
-            self._begin()
+            self._enter()
         # Empty lines between two requests are nothing.
         elif self._late is None and data.strip(b"\r\n") and not (self._close or self._force_close):
             self._late = self._loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
@@ -239,12 +250,20 @@ class _Connection(RequestHandler):
         self._late = None
         if not self._force_close:
             self._messages.append((_ErrInfo(status=408, exc=TimeoutError(), message=""), EMPTY_PAYLOAD))
-            self._begin()
+            self._enter()
 
     # What is answered
 
+    def _enter(self) -> None:
+        """Have the oldest of what has come answered, when it is its turn."""
+        if not self._waits:
+            self._waits = True
+            self._listener.turnstile.enter(self._begin)
+
     def _begin(self) -> None:
-        """Answer the oldest of what has come."""
+        self._waits = False
+        if self._force_close or self.transport is None:  # meanwhile its client has left
+            return
         message, self._content = self._messages.popleft()
         if self._parser is not None:
             self._parser.message_consumed()
@@ -300,7 +319,7 @@ class _Connection(RequestHandler):
         if self._upgraded and not self._messages:
             self._go_on()
         if self._messages:
-            self._context.copy().run(self._begin)  # not in that of the last request
+            self._context.copy().run(self._enter)  # not in that of the last request
         else:
             self._rest()
 
@@ -324,7 +343,7 @@ class _Connection(RequestHandler):
 
     def _process_keepalive(self) -> None:
         self._keepalive_handle = None
-        if self._force_close or self._task_handler is not None:
+        if self._force_close or self._task_handler is not None or self._waits:
             return
         due = self._next_keepalive_close_time
         if self._loop.time() < due:

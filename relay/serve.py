@@ -197,7 +197,12 @@ async def running(
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
-        public = PublicListener(app.handle, on_refusal=app.refused, keepalive_timeout=config.server.idle_timeout_s)
+        public = PublicListener(
+            app.handle,
+            on_refusal=app.refused,
+            turnstile=app.turnstile,
+            keepalive_timeout=config.server.idle_timeout_s,
+        )
         sockets = (
             share.sockets
             if share is not None

@@ -125,6 +125,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "relay.errors",
             "relay.request",
+            "relay.turnstile",
             "relay.events",
             "relay.failpoint",
             "relay.store",

@@ -38,9 +38,10 @@ class Chunk(Event):
     Immutable: who wants another text makes another chunk.
 
     said: the index of its one choice, and the text, if it is known without parsing that it says this and nothing else.
+    speaks: whether it says anything, if somebody has looked (`relay.pure.surfaces.says`).
     """
 
-    __slots__ = ("_json", "lenient", "said")
+    __slots__ = ("_json", "lenient", "said", "speaks")
 
     def __init__(self, raw: bytes, data: bytes, plain: bool = True, name: str = "") -> None:
         self.raw = raw
@@ -48,6 +49,7 @@ class Chunk(Event):
         self.plain = plain
         self.name = name
         self.said: tuple[int, str] | None = None
+        self.speaks: bool | None = None
         self.lenient = False
         self._json: Frame | None = _UNREAD
 

@@ -151,11 +151,13 @@ def says(chunk: Chunk) -> bool:
     """Whether there is any text in a frame of a stream, in a choice."""
     if chunk.said is not None:
         return True
-    frame = chunk.json
-    try:
-        return frame is not None and any(part.texts for part in read(frame).choices)
-    except IndexUnclearError:
-        return False
+    if chunk.speaks is None:
+        frame = chunk.json
+        try:
+            chunk.speaks = frame is not None and any(part.texts for part in read(frame).choices)
+        except IndexUnclearError:
+            chunk.speaks = False
+    return chunk.speaks
 
 
 def finished(frame: Frame) -> Iterator[int]:

@@ -184,3 +184,42 @@ async def test_a_connection_on_which_nobody_asks_has_no_task(stage):
     connection._process_keepalive()
     assert await closed(reader)
     await stage.until(lambda: not stage.listener.connections)
+
+
+class Door:
+    """A turnstile at which everybody waits."""
+
+    def __init__(self):
+        self.waiting = []
+        self.enter = self.waiting.append
+
+
+async def test_who_leaves_before_his_turn_is_not_answered(stage):
+    stage.listener.turnstile = door = Door()
+    _, writer = await stage.dial()
+    writer.write(HEAD + b"body")
+    await stage.until(lambda: door.waiting)
+    writer.close()
+    await stage.until(lambda: 0 == stage.listener.count)
+    door.waiting.pop()()
+    assert (0, []) == (stage.come, door.waiting)
+
+
+async def test_who_waits_for_his_turn_is_not_taken_for_quiet(stage):
+    """What comes behind a request that waits is answered after it, and a listener that is to go waits for both."""
+    stage.listener.turnstile = door = Door()
+    reader, writer = await stage.dial()
+    writer.write(HEAD + b"body")
+    await stage.until(lambda: door.waiting)
+    writer.write(HEAD + b"soul")
+    [connection] = stage.listener.connections
+    await stage.until(lambda: 2 == len(connection._messages))
+    assert 1 == len(door.waiting)
+    assert not connection.is_quiet
+    connection._process_keepalive()
+    door.waiting.pop()()
+    assert b"body" == (await answer(reader))[1]
+    await stage.until(lambda: door.waiting)
+    door.waiting.pop()()
+    assert b"soul" == (await answer(reader))[1]
+    await stage.until(lambda: connection.is_quiet)
