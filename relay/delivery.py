@@ -20,8 +20,8 @@ from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.framing import framed
-from relay.pure.openai import DONE, Chunk, Frame, PlainChunk, readable, usage_of
+from relay.pure.framing import framed, sole
+from relay.pure.openai import DONE, DONE_EVENT, Chunk, Frame, PlainChunk, readable, usage_of
 from relay.pure.plain import plain_text
 from relay.pure.shape import Shapes, Stencil, shape_of
 from relay.pure.sse import Decoder, EventTooLarge
@@ -141,13 +141,12 @@ class StreamDelivery(Delivery):
         self._lessons = MAX_LESSONS
 
     def on_chunk(self, data: bytes) -> bool:
-        """A read that may be one whole HTTP chunk with one more of the commonest events; whether it was."""
         ready = self._ready
-        if ready is None or self.done:
+        if self.done:
             return False
-        said = ready.said(data) or ready.read(data)
+        said = ready.said(data) or ready.read(data) if ready is not None else None
         if said is None:
-            return False
+            return self._on_other(data)
         self.reads += 1
         chunk = PlainChunk()
         chunk.framed = data
@@ -157,6 +156,15 @@ class StreamDelivery(Delivery):
             self._sink.feed(chunk)
         except Exception:  # noqa: BLE001 - as in `on_data`
             self._ex.stop(Outcome("internal_error", InternalError()))
+        return True
+
+    def _on_other(self, data: bytes) -> bool:
+        """The same of a read that is not one more of the commonest events: nobody need look for that again."""
+        inside = sole(data)
+        if not inside:
+            return False
+        self._ready = None
+        self.on_data(inside)
         return True
 
     def _take(self, data: bytes) -> None:
@@ -224,11 +232,11 @@ class StreamDelivery(Delivery):
             return
         self.usage = usage_of(cast(Frame, frame)) or self.usage
         try:
-            finishes = frozenset(finished(cast(Frame, frame)))
+            finishes = finished(cast(Frame, frame))
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
         if finishes:
-            self._finished |= finishes
+            self._finished = self._finished.union(finishes)
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():
@@ -242,7 +250,7 @@ class StreamDelivery(Delivery):
                 self._sink.feed(readable(chunk))
         # Some servers never send [DONE]; what they said is complete when every choice has finished.
         if len(self._finished) >= self._ex.request.choices:
-            self._end(Outcome("completed"))
+            self._end(_COMPLETED)
         else:
             self._end(Outcome("upstream_error", upstream_incomplete()))
 
@@ -303,7 +311,7 @@ class Replay:
             chunk = next(self._chunks, None)
             if chunk is None:
                 self.done = True
-                self._sink.end(Outcome("completed"))
+                self._sink.end(_COMPLETED)
             else:
                 self._sink.feed(chunk)
 
@@ -325,7 +333,7 @@ def _wrong(frame: Frame) -> UpstreamError | None:
 
 def _completed(done: Chunk) -> Outcome:
     """The end that an upstream said. No sink looks at this event: what stands in it beside [DONE] is not sent on."""
-    return Outcome("completed", done=done.raw) if done.plain else Outcome("completed")
+    return _COMPLETED if done.raw == DONE_EVENT or not done.plain else Outcome("completed", done=done.raw)
 
 
 def _died() -> UpstreamError:

@@ -25,6 +25,11 @@ class State(Enum):
     BLOCKED = "blocked"
 
 
+# A look-up in an enumeration is a call.
+LIVE: Final = State.LIVE
+_NAME: Final = Kind.NAME
+
+
 @dataclass(slots=True)
 class Common:
     """What all choices of a reply share.
@@ -48,7 +53,7 @@ class Choice:
 
     def __init__(self, index: int | None, common: Common) -> None:
         self.index = index
-        self.state = State.LIVE
+        self.state: State = LIVE
         self.started = False  # a frame of it has left
         self.runs: dict[str, Run] = {}  # the open ones, by surface
         self.ended: dict[str, Run] = {}  # the last ended one of each surface, for its tail
@@ -69,7 +74,7 @@ class Choice:
             touched: set[Run] = set()
             for surface, kind, said in part.texts:
                 run, text = self.runs.get(surface) or self.open(surface), said
-                if kind is Kind.NAME and run.arguing:
+                if kind is _NAME and run.arguing:
                     run, text = self._late_name(run, said)
                 hits = run.append(text, kind, now, lenient=lenient)
                 if hits or run.evasion is not None:

@@ -34,6 +34,12 @@ def payload(chunk: bytes) -> bytes:
     return chunk[chunk.index(b"\n") + 1 : -2]
 
 
+def sole(data: bytes) -> bytes:
+    """The bytes of the one whole chunk that `data` is, with its size; none if it is anything else."""
+    at = data.find(b"\r\n")
+    return data[at + 2 : -2] if SIZES.get(data[:at]) == len(data) and data.endswith(b"\r\n") else b""
+
+
 def split(data: bytes) -> list[bytes]:
     """The whole chunks that `data` consists of, each with its size; none if it is anything else, or ends in the midst."""
     chunks = []

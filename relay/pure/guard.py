@@ -30,7 +30,7 @@ from dataclasses import replace
 from typing import Final
 
 from relay.pure import closing, rewrite, tokens
-from relay.pure.choice import MAX_SURFACES, Choice, Common, State
+from relay.pure.choice import LIVE, MAX_SURFACES, Choice, Common, State
 from relay.pure.held import NOTHING_SAID, Held, Lane
 from relay.pure.openai import Chunk, Frame, envelope
 from relay.pure.plain import plain_text
@@ -141,7 +141,8 @@ class Guard:
                 if not lane.say(chunk, text, now, self.released.append):
                     self.look(now)
                 return
-        self._close_lane()
+        if self.lane is not None:
+            self._close_lane()
         self._take(chunk, now)
 
     def look(self, now: float) -> None:
@@ -176,9 +177,9 @@ class Guard:
         chars: list[int] = []
         dropped: list[int] = []
         for entry, (choice, part) in enumerate(zip(choices, reading.choices, strict=True)):
-            said = sum(len(text) for _, _, text in part.texts)
+            said = sum([len(text) for _, _, text in part.texts]) if part.texts else 0
             chars.append(said)
-            if choice.state is State.LIVE:
+            if choice.state is LIVE:
                 self.tally.came += said
                 choice.read(part, waits, now, lenient=chunk.lenient)
                 if part.texts and self._wants_usage:
@@ -211,7 +212,9 @@ class Guard:
         frame = chunk.json
         if frame is None:
             raise ValueError("no object")
-        reading = read(frame, whole=self._whole)
+        reading: Reading | None = None if self._whole else chunk.reading
+        if reading is None:
+            reading = read(frame, whole=self._whole)
         return reading, rewrite.forwardable(chunk, reading, self._policy, whole=self._whole)
 
     def _choices_of(self, reading: Reading) -> list[Choice]:
@@ -225,14 +228,17 @@ class Guard:
 
     def _open_lane(self, index: int) -> Lane | None:
         """The lane of a choice that has one run open, of `content`, if nothing but text of that waits."""
-        self._close_lane()
+        if self.lane is not None:
+            self._close_lane()
         choice = self._choices.get(index)
-        if choice is None or choice.state is not State.LIVE or not self._policy.hold:
+        if choice is None or choice.state is not LIVE or not self._policy.hold:
             return None
         if not choice.runs and len(choice.scanners) < MAX_SURFACES:
             choice.open("content")
         run = choice.runs.get("content") if len(choice.runs) == 1 else None
-        if run is None or not run.plain or run.masks or not all(held.says_only(run) for held in self._queue):
+        if run is None or not run.plain or run.masks:
+            return None
+        if self._queue and not all(held.says_only(run) for held in self._queue):
             return None
         self.lane = lane = Lane(choice, run, self._room, remote=self.remote, estimated=self._wants_usage)
         for held in self._queue:
@@ -420,7 +426,7 @@ class Guard:
         self._held -= sum(held.size for held in rest)
         self._queue = deque(queue[:first] + closings)
         for choice in list(self._choices.values()) or [self._choice(0)]:
-            if choice.state is State.LIVE or choice in unsaid:
+            if choice.state is LIVE or choice in unsaid:
                 self._block(choice)
         self.over = True
 
@@ -428,7 +434,7 @@ class Guard:
         choice.state = State.BLOCKED
         choice.stop_runs()
         self._common.uncut = [run for run in self._common.uncut if run.choice != choice.index]
-        live = any(other.state is State.LIVE for other in self._choices.values())
+        live = any(other.state is LIVE for other in self._choices.values())
         if not live and len(self._choices) >= self._expected:
             self.over = True
 
@@ -536,7 +542,8 @@ class Guard:
             return
         tally = self.tally
         held_s = self._now - held.since
-        tally.longest_hold_s = max(tally.longest_hold_s, held_s)
+        if held_s > tally.longest_hold_s:  # noqa: PLR1730 - a call of max() costs more
+            tally.longest_hold_s = held_s
         dropped = held.dropped
         said = sum(held.chars)
         if dropped:

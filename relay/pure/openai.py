@@ -39,9 +39,10 @@ class Chunk(Event):
 
     said: the index of its one choice, and the text, if it is known without parsing that it says this and nothing else.
     speaks: whether it says anything, if somebody has looked (`relay.pure.surfaces.says`).
+    reading: what that found (`relay.pure.surfaces.Reading`), to be shared and not changed.
     """
 
-    __slots__ = ("_json", "lenient", "said", "speaks")
+    __slots__ = ("_json", "lenient", "reading", "said", "speaks")
 
     def __init__(self, raw: bytes, data: bytes, plain: bool = True, name: str = "") -> None:
         self.raw = raw
@@ -50,6 +51,7 @@ class Chunk(Event):
         self.name = name
         self.said: tuple[int, str] | None = None
         self.speaks: bool | None = None
+        self.reading: Any = None
         self.lenient = False
         self._json: Frame | None = _UNREAD
 
@@ -108,6 +110,7 @@ class PlainChunk(Chunk):
     plain = True
     name = ""
     lenient = False
+    reading = None
 
     __init__ = object.__init__
 

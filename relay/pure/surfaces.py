@@ -14,7 +14,6 @@ The known fields were collected from recorded streams of some thirty servers; `t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, Final
 
@@ -152,20 +151,31 @@ def says(chunk: Chunk) -> bool:
     if chunk.said is not None:
         return True
     if chunk.speaks is None:
+        chunk.speaks = False
         frame = chunk.json
+        if frame is None:
+            return False
         try:
-            chunk.speaks = frame is not None and any(part.texts for part in read(frame).choices)
+            reading = read(frame)
         except IndexUnclearError:
-            chunk.speaks = False
+            return False
+        for part in reading.choices:
+            if part.texts:
+                chunk.speaks = True
+        if not reading.unknown:  # those are for each reader to forget, or not
+            chunk.reading = reading
     return chunk.speaks
 
 
-def finished(frame: Frame) -> Iterator[int]:
+def finished(frame: Frame) -> list[int]:
     """The choices that a frame ends, by their index. Raises IndexUnclearError."""
     choices = frame.get("choices")
-    for position, choice in enumerate(choices if type(choices) is list else ()):
-        if type(choice) is dict and _is_finished(choice):
-            yield index_of(choice, position)
+    finishes = []
+    if type(choices) is list:
+        for position, choice in enumerate(choices):
+            if type(choice) is dict and _is_finished(choice):
+                finishes.append(index_of(choice, position))
+    return finishes
 
 
 def _is_finished(choice: Frame) -> bool:

@@ -44,6 +44,8 @@ MASKABLE: Final = frozenset((*PROSE, *(f"message.{surface}" for surface in PROSE
 
 ALL: Final = sys.maxsize
 
+_NAME: Final = Kind.NAME  # a look-up in an enumeration is a call
+
 
 class Hit(NamedTuple):
     """A phrase found: half-open positions in canonical characters of its surface."""
@@ -124,6 +126,9 @@ class Window:
         return last - (run.began if self.fresh == run.start else self.passage.originals(self.fresh))
 
 
+_UNKEPT: Final = Transcript()  # of a run that no windows are cut from
+
+
 class Run:
     """Consecutive text of one surface of one choice, and how far it is cleared.
 
@@ -193,7 +198,7 @@ class Run:
         lead = 0 if surface.startswith(("tool_calls", "function_call")) else cutting.lead_chars
         self._ahead = lead - cutting.overlap  # of the last window that has passed
         # What windows still have to show.
-        self._transcript = Transcript(start)
+        self._transcript = Transcript(start) if remote else _UNKEPT
         if resumes is not None and remote:
             tail = resumes.tail()
             self._transcript = Transcript(tail.start, tail.before)
@@ -238,7 +243,7 @@ class Run:
         return self._unescaper is None and self._pairer is None
 
     def _join(self, text: str, kind: Kind) -> str:
-        if kind is Kind.NAME:
+        if kind is _NAME:
             self._named = True
             self.name += text
             return text

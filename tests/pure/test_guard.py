@@ -14,6 +14,7 @@ from relay.pure.openai import Chunk
 from relay.pure.policy import Policy
 from relay.pure.ruling import Ruling
 from relay.pure.sse import Decoder
+from relay.pure.surfaces import says
 from relay.pure.window import Cutting, Hit, Window
 from relay.testing import frames
 from relay_plugins.lexicon import Manner, Phrases, PhraseScanner
@@ -329,6 +330,19 @@ def test_unknown_fields_can_be_dropped_or_passed() -> None:
     assert {"content": "a", "note": None} == frame["choices"][0]["delta"]
     assert ([1, {"x": None}], None) == (frame["choices"][0]["hint"], frame["banner"])
     assert [frames.text("a")] == whole(lexicon(unknown_fields="drop"), frames.text("a"))
+
+
+def test_a_frame_that_somebody_has_looked_at_says_the_same() -> None:
+    """To every guard, whatever the one before has forgotten of it."""
+    for delta, cuts in (({"note": BAD}, [False, True]), ({"refusal": BAD}, [True, True])):
+        event = frames.chunk([choice(0, content="a", **delta)])
+        chunk = Chunk(event, event[6:-2])
+        assert says(chunk)
+        guards = [lexicon(unknown_fields=unknown) for unknown in ("pass", "check")]
+        for guard in guards:
+            guard.feed(chunk, 0.0)
+            guard.end(0.0)
+        assert cuts == [guard.cut for guard in guards]
 
 
 def test_opaque_values_are_never_read_and_can_be_dropped() -> None:
