@@ -14,7 +14,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
-from typing import Final, cast
+from typing import Final
 
 from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
@@ -226,13 +226,16 @@ class StreamDelivery(Delivery):
     def _look(self, chunk: Chunk) -> None:
         """A frame that may finish a choice, or the whole stream with an error."""
         frame = chunk.json
-        error = upstream_malformed() if frame is None else _wrong(frame)
+        if frame is None:
+            self._fail(upstream_malformed())
+            return
+        error = _wrong(frame)
         if error is not None:
             self._fail(error)
             return
-        self.usage = usage_of(cast(Frame, frame)) or self.usage
+        self.usage = usage_of(frame) or self.usage
         try:
-            finishes = finished(cast(Frame, frame))
+            finishes = finished(frame)
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
         if finishes:

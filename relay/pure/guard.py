@@ -199,8 +199,10 @@ class Guard:
             waits |= self._loose_waits
         held.chars = tuple(chars)
         if self._policy.hold:
-            held.waits = tuple(waits.items())
-            held.dropped = frozenset(dropped)
+            if waits:
+                held.waits = tuple(waits.items())
+            if dropped:
+                held.dropped = frozenset(dropped)
         self._queue.append(held)
         self._held += held.size
         if self._common.found:

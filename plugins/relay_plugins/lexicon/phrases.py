@@ -54,15 +54,17 @@ class Place(dict[str, Move]):
     """Where a reader of a text stands, and how it goes on from there, by what comes next (as it was written).
 
     tail: the end of the text that may begin a phrase. before: what stands before it: "" where a word can begin, else any
-    letter like the one there. decided: the text has ended here, and with it the words at its end.
+    letter like the one there. decided: the text has ended here, and with it the words at its end. quiet: it is known that
+    nothing is found if it does.
     """
 
-    __slots__ = ("before", "decided", "tail")
+    __slots__ = ("before", "decided", "quiet", "tail")
 
     def __init__(self, tail: str, before: str, *, decided: bool = False) -> None:
         self.tail = tail
         self.before = before
         self.decided = decided
+        self.quiet = False
 
 
 class Manner(NamedTuple):

@@ -44,7 +44,12 @@ class PhraseScanner:
         if not tail or place.decided:
             return ()
         self._place = Place(tail, before, decided=True)
+        if place.quiet:
+            return ()
         hits = self._phrases.hits(tail, before, "", len(tail), waited=True)
+        if not hits:
+            place.quiet = True
+            return ()
         return _placed(hits, self._end - len(tail))
 
 
