@@ -66,8 +66,8 @@ def head(request: Request, status: int, standard: Standard, headers: CIMultiDict
     a client that knows no chunks; of no meaning for a status without a body. Raises ValueError if a header holds a line end.
     """
     version, keep_alive = request.version, request.keep_alive
-    headers.pop(hdrs.TRANSFER_ENCODING, None)
-    headers.pop(hdrs.CONTENT_LENGTH, None)
+    headers.popall(hdrs.TRANSFER_ENCODING, None)  # `pop` takes only the first
+    headers.popall(hdrs.CONTENT_LENGTH, None)
     body = b""
     if status in BODILESS:
         pass

@@ -102,3 +102,12 @@ def test_what_every_reply_has() -> None:
         _, headers, _ = lines(HttpVersion11, True, 3, (name, text), standard=standard)
         assert headers[name] == text
         assert {"content-type", "server", "date", "content-length"} == headers.keys()
+
+
+@pytest.mark.parametrize("length", [None, 3])
+def test_what_is_said_twice_of_a_body_is_not_said(length: int | None) -> None:
+    """However often a plugin says it: with two lengths, whoever stands in between may see two replies."""
+    given = [(name, text) for name in ("Content-Length", "Transfer-Encoding") for text in ("7", "8")]
+    _, headers, _ = lines(HttpVersion11, True, length, *given)
+    said = {"content-length": "3"} if length else {"transfer-encoding": "chunked"}
+    assert {name: text for name, text in headers.items() if name in ("content-length", "transfer-encoding")} == said
