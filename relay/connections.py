@@ -132,7 +132,8 @@ class Connections:
         while self._idle:
             connection, protocol, since = self._idle.popleft()
             # What has come unasked would be taken for the answer to the next request.
-            if not protocol.should_close and now - since <= self._idle_s and protocol.is_connected():
+            ready = not protocol.should_close and now - since <= self._idle_s and protocol.is_connected()
+            if ready and protocol.is_between:
                 return connection, protocol
             connection.close()
         return None

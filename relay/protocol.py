@@ -64,6 +64,17 @@ class ReplyProtocol(asyncio.Protocol):
         """A reply has ended, and whatever comes before the next request was not asked for."""
         self._answer = self._content = None
 
+    @property
+    def is_between(self) -> bool:
+        """Whether nothing stands behind the last reply: not even the beginning of one more, to which the next would be added.
+
+        Only asked while it rests. To the end of all a parser says nothing, unless it has begun something.
+        """
+        try:
+            return self._parser is not None and self._parser.feed_eof() is None
+        except Exception:  # noqa: BLE001 - what has begun is no reply
+            return False
+
     def exception(self) -> BaseException | None:
         """What is wrong with what came."""
         return self._error

@@ -59,6 +59,17 @@ async def test_an_answer_too_many(protocol):
     assert protocol.should_close
 
 
+@pytest.mark.parametrize("begun", [b"", b"H", b"HTTP/1.1 200 OK\r\nX-Another: "])
+async def test_the_beginning_of_an_answer_too_many(protocol, begun):
+    """The parser goes on from one reply to the next: the next would be read as the rest of it."""
+    for wire in (OK, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"):
+        answer = protocol.expect()
+        protocol.data_received(wire + begun * (wire is not OK))
+        assert (200, b"ok") == await text(answer)
+        protocol.rest()
+    assert protocol.is_between == (not begun)
+
+
 async def test_a_reply_that_says_so_is_the_last(protocol):
     answer = protocol.expect()
     protocol.data_received(OK.replace(b"OK", b"OK\r\nConnection: close"))
