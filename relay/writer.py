@@ -288,9 +288,14 @@ def _open(request: Request) -> asyncio.Transport:
 
 
 async def _taken(request: Request, transport: asyncio.Transport, timeout_s: float) -> None:
-    """Wait until the client has taken enough of what was written. Raises ClientStalled, the connection broken off."""
+    """Wait until the client has taken enough of what was written. Raises ClientStalled, the connection broken off.
+
+    Raises ConnectionResetError if it is gone.
+    """
     protocol = request.protocol
-    if protocol.transport is None or not protocol.writing_paused:
+    if protocol.transport is None:
+        raise ConnectionResetError("the client is gone")
+    if not protocol.writing_paused:
         return
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,9 +1,9 @@
-"""Requests begin one by one where streams are open, in the order in which they came."""
+"""Requests begin one after the other where streams are open, in the order in which they came."""
 
 import asyncio
 from functools import partial
 
-from relay.turnstile import QUIET_S, Turnstile
+from relay.turnstile import QUIET_S, START_S, Turnstile
 
 
 class Clock:
@@ -17,6 +17,11 @@ class Clock:
         return self.now
 
 
+def made():
+    clock = Clock()
+    return Turnstile(clock, clock.time), clock
+
+
 def entered(turnstile, count):
     begun = []
     for number in range(count):
@@ -25,7 +30,7 @@ def entered(turnstile, count):
 
 
 async def test_one_a_turn_while_streams_are_open():
-    turnstile = Turnstile(Clock())
+    turnstile, _ = made()
     turnstile.stream_opened()
     begun = entered(turnstile, 5)
     for number in range(5):
@@ -37,14 +42,14 @@ async def test_one_a_turn_while_streams_are_open():
 
 
 async def test_nobody_overtakes():
-    turnstile = Turnstile(Clock())
+    turnstile, clock = made()
     turnstile.stream_opened()
     begun = []
     for number in range(3):
         turnstile.enter(partial(begun.append, number))
     await asyncio.sleep(0)
     turnstile.stream_closed()
-    turnstile._loop.now += QUIET_S
+    clock.now += QUIET_S
     for number in range(3, 6):
         turnstile.enter(partial(begun.append, number))
     assert [0, 1] == begun
@@ -54,22 +59,56 @@ async def test_nobody_overtakes():
 
 
 async def test_at_once_where_nobody_streams():
-    turnstile = Turnstile(Clock())
+    turnstile, _ = made()
     assert entered(turnstile, 50) == list(range(50))
 
 
 async def test_a_while_after_the_last_stream():
     """A hundred streams that end together are followed by a hundred requests."""
-    turnstile = Turnstile(Clock())
+    turnstile, clock = made()
     for _ in range(2):
         turnstile.stream_opened()
     for _ in range(2):
         turnstile.stream_closed()
-    turnstile._loop.now += QUIET_S / 2
+    clock.now += QUIET_S / 2
     begun = entered(turnstile, 3)
     assert [0] == begun
     for _ in range(4):
         await asyncio.sleep(0)
     assert [0, 1, 2] == begun
-    turnstile._loop.now += QUIET_S / 2
+    clock.now += QUIET_S / 2
     assert entered(turnstile, 50) == list(range(50))
+
+
+async def test_more_after_a_turn_that_took_long():
+    """Who waits to begin has his share of the time, however many events come."""
+    turnstile, clock = made()
+    turnstile.stream_opened()
+    begun = entered(turnstile, 9)
+    clock.now += 2.5 * START_S
+    await asyncio.sleep(0)
+    assert [0, 1, 2, 3] == begun
+    await asyncio.sleep(0)
+    assert [0, 1, 2, 3, 4] == begun
+    clock.now += 100 * START_S
+    await asyncio.sleep(0)
+    assert begun == list(range(9))
+    # What was left of that turn is nobody's.
+    for _ in range(2):
+        await asyncio.sleep(0)
+    assert [0] == entered(turnstile, 9)
+
+
+async def test_one_that_raises_holds_nobody_up():
+    turnstile, _ = made()
+    turnstile.stream_opened()
+    begun = []
+    turnstile.enter(partial(begun.append, 0))
+    turnstile._waiting.append(lambda: 1 / 0)
+    turnstile.enter(partial(begun.append, 1))
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert [0, 1] == begun
+    assert [ZeroDivisionError] == [type(each) for each in told]
