@@ -255,6 +255,7 @@ class Guard:
         lane, self.lane = self.lane, None
         if lane is None:
             return
+        lane.settle()
         if lane.newest is not NOTHING_SAID:
             self._newest = lane.newest
         self._produced += lane.produced

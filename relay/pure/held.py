@@ -9,10 +9,7 @@ from typing import Final
 from relay.pure import tokens
 from relay.pure.choice import Choice
 from relay.pure.openai import Chunk
-from relay.pure.window import ALL, Hit, Run
-
-# No horizon is so far on.
-NEVER: Final = ALL + 1
+from relay.pure.window import NO_WAYS, Hit, Run, Ways
 
 
 class Held:
@@ -71,10 +68,13 @@ class Lane:
     room: how many bytes may wait in it. remote: whether windows are cut. estimated: whether tokens are counted.
     newest: the last frame that it was told. came: how many characters. produced: estimated tokens. longest_hold_s, first_hold_s: how long a frame
     that has left had waited, at most and the first of them. found: what the scanners found in the newest frame.
+
+    Where one scanner alone has a say, and knows how texts go on, the lane follows it by itself: it keeps where they both
+    stand, and tells the run and the scanner when it is done (`settle`).
     """
 
     __slots__ = (
-        "_estimated", "_frames", "_need", "_remote", "_take", "bytes", "came", "choice", "first_hold_s", "found", "index",
+        "_came", "_end", "_estimated", "_frames", "_remote", "_ways", "bytes", "choice", "first_hold_s", "found", "index",
         "longest_hold_s", "newest", "produced", "room", "run",
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ class Lane:
         self.run = run
         self.newest: Chunk = NOTHING_SAID
         self.bytes = 0  # of the frames that wait
-        self.came = 0
+        self._came = 0
         self.longest_hold_s = 0.0
         self.first_hold_s: float | None = None
         self.found: Sequence[Hit] = ()
@@ -92,96 +92,102 @@ class Lane:
         self.produced = 0.0
         self._remote = remote
         self._estimated = estimated
-        self._take = self._taker()
+        self._end = run.end  # of what was read
+        self._ways: Ways = NO_WAYS  # how the scanner goes on from there, by the next text
         # Chunk, horizon of the run at which it may leave, characters, when it came.
         self._frames: deque[tuple[Chunk, int, int, float]] = deque()
-        self._need = NEVER  # the first one's horizon
+
+    @property
+    def came(self) -> int:
+        return self._came + self._end - self.run.end
 
     def say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
         """A frame that says `text`. What may leave is released.
 
         False if that is not all that has to be done: something was found, too much waits, or a window is ripe.
         """
-        run, take = self.run, self._take
-        said = take(text) if take is not None else 0
-        if not said:
+        way = self._ways.get(text)
+        if way is None:
             return self._say(chunk, text, now, release)
-        # What `Run.extend` does, where nobody but its one scanner has a say.
-        run.end = run.needs = need = run.end + said
-        horizon = need - run.scanner.held  # type: ignore[union-attr]
-        if horizon > run.horizon:  # noqa: PLR1730 - a call of max() costs as much as ten of these
-            run.horizon = horizon
+        self._ways, length, held = way
+        self._end = end = self._end + length
         self.newest = chunk
-        self.came += said
         if self._estimated:
             self.produced += tokens.estimate(text)
-        if self._need <= horizon:
-            self._release(horizon, now, release)
-        if need <= horizon:  # and so nothing waits any more: what came before needs no more than this
-            if self.first_hold_s is None:
-                self.first_hold_s = 0.0
+        frames = self._frames
+        if frames and frames[0][1] <= end - held:
+            self._release(end - held, now, release)
+        if not held:  # and so nothing waits any more
             release(chunk)
             return True
-        if self._need is NEVER:
-            self._need = need
-        self._frames.append((chunk, need, said, now))
+        frames.append((chunk, end, length, now))
         self.bytes = waiting = self.bytes + chunk.size
         return waiting <= self.room
 
     def _say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
         """The same of any text, whoever has a say."""
+        self.settle()
         run, frames = self.run, self._frames
         found = run.extend(text, now)
-        if not self._remote:
-            self._take = self._taker()
         self.newest = chunk
         said = len(text)
-        self.came += said
+        self._came += said
         if self._estimated:
             self.produced += tokens.estimate(text)
         well = not found and run.evasion is None
         if well:
             horizon, need = run.horizon, run.needs
-            if self._need <= horizon:
+            if frames and frames[0][1] <= horizon:
                 self._release(horizon, now, release)
             if need <= horizon and not frames:
                 if self.first_hold_s is None:
                     self.first_hold_s = 0.0
                 release(chunk)
-                return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
+                self._follow()
+                return not self._ripe(now)
         else:
             self.found = found
         self._wait(chunk, run.needs, said, now)
-        if not well or self.bytes > self.room:
-            return False
-        return not (self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
+        self._follow()
+        return well and self.bytes <= self.room and not self._ripe(now)
 
-    def _taker(self) -> Callable[[str], int] | None:
-        """What takes the next text, if nobody but one scanner has a say, and no character before it belongs to it."""
-        return None if self._remote or self.run.before else self.run.take_text
+    def _ripe(self, now: float) -> bool:
+        run = self.run
+        return self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now)
+
+    def _follow(self) -> None:
+        """Go on by oneself from here, if nobody but one scanner has a say, and no character before belongs to the next."""
+        run = self.run
+        self._end = run.end
+        # What the first frame had waited is noted on the long way.
+        if run.walker is not None and not (self._remote or run.before or self.first_hold_s is None):
+            self._ways = run.walker.ways
+
+    def settle(self) -> None:
+        """Tell the run and its scanner how far they have come."""
+        ways, self._ways = self._ways, NO_WAYS
+        if ways is not NO_WAYS:
+            self._came += self.run.followed(ways, self._end)
 
     def release(self, now: float, release: Callable[[Chunk], None]) -> None:
         """More of the run is cleared: what may leave is released."""
         horizon = self.run.horizon
-        if self._need <= horizon:
+        if self._frames and self._frames[0][1] <= horizon:
             self._release(horizon, now, release)
 
     def _release(self, horizon: int, now: float, release: Callable[[Chunk], None]) -> None:
         frames = self._frames
         held_s = now - frames[0][3]  # none has waited longer than the first
-        if held_s > self.longest_hold_s:  # noqa: PLR1730 - as above
+        if held_s > self.longest_hold_s:  # noqa: PLR1730 - a call of max() costs as much as ten of these
             self.longest_hold_s = held_s
         if self.first_hold_s is None:
             self.first_hold_s = held_s
-        while self._need <= horizon:
+        while frames and frames[0][1] <= horizon:
             chunk = frames.popleft()[0]
             self.bytes -= chunk.size
-            self._need = frames[0][1] if frames else NEVER
             release(chunk)
 
     def _wait(self, chunk: Chunk, need: int, said: int, since: float) -> None:
-        if self._need is NEVER:
-            self._need = need
         self._frames.append((chunk, need, said, since))
         self.bytes += chunk.size
 
@@ -189,7 +195,7 @@ class Lane:
         """Take a frame that waits for more of the run, and for nothing else."""
         [(_, need)] = held.waits
         [said] = held.chars
-        self.came += said
+        self._came += said
         self._wait(held.chunk, need, said, held.since)
 
     def held(self) -> Iterator[Held]:

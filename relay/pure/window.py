@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol, TypeAlias, cast
 
 from relay.pure.escapes import SurrogatePairer, Unescaper
 from relay.pure.fold import NOTHING, fold, longest_nothing, trailing_nothing
@@ -69,6 +70,29 @@ class Scanner(Protocol):
 
     def finish(self) -> Sequence[Hit]:
         """The run has ended: what waited for a next character is decided. The surface may resume later."""
+
+
+Ways: TypeAlias = "Mapping[str, Way]"
+"""How a scanner goes on from where it stands, by the next text, as far as it knows: of any other it has to be asked."""
+
+Way: TypeAlias = tuple[Ways, int, int]
+"""The ways on from there, how long the copy of the text is, and how much of the end is held then."""
+
+NO_WAYS: Final[Ways] = MappingProxyType({})
+
+
+class Walker(Scanner, Protocol):
+    """A scanner that most texts can be handed as they are, and that others may follow."""
+
+    @property
+    def ways(self) -> Ways:
+        """Where it stands. Never empty where it is followed: who follows it has the next of them from here."""
+
+    def take(self, text: str) -> int:
+        """Text as it was written. How long its copy is; 0 if nothing was read, since there is more to say: `feed` it."""
+
+    def walk(self, ways: Ways, length: int) -> None:
+        """Whoever has followed it has come here, by texts whose copies have this length in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +164,7 @@ class Run:
         "_ahead", "_cutting", "_named", "_pairer", "_passed", "_remote", "_scanners", "_sentence", "_sentence_at",
         "_transcript", "_unescaper", "ahead", "arguing", "before", "began", "beside", "choice", "cut", "due", "end",
         "ended", "evasion", "horizon", "masks", "name", "needs", "reached", "ripe_at", "scanner", "since", "start",
-        "stopped", "surface", "take_text", "windows", "withdrawn_from",
+        "stopped", "surface", "walker", "windows", "withdrawn_from",
     )  # fmt: skip
 
     def __init__(
@@ -175,8 +199,8 @@ class Run:
         self._cutting = cutting
         self._scanners = scanners
         self.scanner = scanners[0] if len(scanners) == 1 else None  # the only one that reads along
-        # Some can be handed most texts as they are.
-        self.take_text: Callable[[str], int] | None = getattr(self.scanner, "take", None)
+        # The same, if it can be handed most texts as they are.
+        self.walker = cast("Walker | None", self.scanner if hasattr(self.scanner, "walk") else None)
         self._remote = remote
         # Half an escape, or half a pair, waits here for its rest, which may come in a later run.
         self._unescaper: Unescaper | None = resumes._unescaper if resumes is not None else None
@@ -256,12 +280,13 @@ class Run:
 
     def extend(self, text: str, now: float) -> Sequence[Hit]:
         """Text as it is to be read, not empty. `append` is for what comes in pieces of another kind."""
-        if self.take_text is not None and not self.before:
-            length = self.take_text(text)
+        walker = self.walker
+        if walker is not None and not self.before:
+            length = walker.take(text)
             if length:
                 start = self.end
                 self.end = self.needs = end = start + length
-                horizon = end - self.scanner.held  # type: ignore[union-attr]
+                horizon = end - walker.held
                 if self._remote:
                     copy = fold(text)
                     self._transcript.extend(text, copy)
@@ -301,6 +326,16 @@ class Run:
                 hits = (*hits, *found)
         self._clear()
         return hits
+
+    def followed(self, ways: Ways, end: int) -> int:
+        """Whoever has followed the walker has come here, and nothing was found. Returns how much that was."""
+        walker = self.walker
+        assert walker is not None
+        length = end - self.end
+        walker.walk(ways, length)
+        self.end = self.needs = end
+        self._clear()
+        return length
 
     def _follow(self, copy: str, start: int, now: float) -> None:
         """Note what decides when a window is cut: when its text began to come, and where a sentence ends."""
