@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from aiohttp import http_parser
@@ -29,7 +30,6 @@ from aiohttp.streams import StreamReader
 
 from relay.errors import forget_frames
 from relay.protocol import ReplyProtocol
-from relay.pure.framing import payload, split
 from relay.reply import Reply
 
 # How long an upstream may take to end its body after `[DONE]` before its connection is given up.
@@ -41,8 +41,8 @@ class Consumer(Protocol):
 
     def on_data(self, data: bytes) -> None: ...
 
-    def on_chunk(self, data: bytes) -> bool:
-        """A read that may be one whole HTTP chunk, its size and all; whether it was taken. If not, it comes another way."""
+    def on_chunks(self, data: bytes) -> bool:
+        """A read that may be whole HTTP chunks, their sizes and all; whether it was taken. If not, it comes another way."""
 
     def on_eof(self) -> None: ...
 
@@ -133,17 +133,12 @@ class PushProtocol(ReplyProtocol):
     """
 
     relay: _Relay | None = None  # of the body that is pushed
-    between: Consumer | None = None  # of that body, while the parser stands between two chunks
+    between: Callable[[bytes], bool] | None = None  # takes them, while the parser stands between two chunks
 
     def data_received(self, data: bytes) -> None:
-        consumer = self.between
-        if consumer is not None:
-            if consumer.on_chunk(data):
-                return
-            if chunks := split(data):
-                for chunk in chunks:
-                    if len(chunks) == 1 or not consumer.on_chunk(chunk):
-                        consumer.on_data(payload(chunk))
+        take = self.between
+        if take is not None:
+            if take(data):
                 return
             self.between = None
         ReplyProtocol.data_received(self, data)
@@ -154,7 +149,7 @@ class PushProtocol(ReplyProtocol):
             self.relay = None  # the parser has given up, and stands nowhere
         elif not relay.inside and relay.consumer is not None and data.endswith(b"\r\n"):
             # Without a line end the beginning of a size may have come, of which the parser tells nobody.
-            self.between = relay.consumer
+            self.between = relay.consumer.on_chunks
 
 
 def _protocol(reader: StreamReader) -> PushProtocol:
@@ -292,7 +287,7 @@ class _Recorder:
     def on_data(self, data: bytes) -> None:
         self.seen.append(data)
 
-    def on_chunk(self, data: bytes) -> bool:
+    def on_chunks(self, data: bytes) -> bool:
         return False
 
     def on_eof(self) -> None:
@@ -314,7 +309,6 @@ async def self_test() -> None:
             protocol.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
             _, reader = await answer
             push(reader, recorder)
-            # Never two whole chunks in one read: those would go past the parser.
             protocol.data_received(b"3\r\ntwo\r\n5\r\nth")
             protocol.data_received(b"ree\r\n0\r\n\r\n")
     except (AttributeError, TypeError, ValueError, HttpProcessingError) as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
@@ -20,10 +20,10 @@ from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
 from relay.exchange import Exchange, Outcome
 from relay.plugin import Reply, Sink
-from relay.pure.framing import framed, sole
+from relay.pure.framing import framed, payload, split
 from relay.pure.openai import DONE, DONE_EVENT, Chunk, Frame, PlainChunk, readable, usage_of
 from relay.pure.plain import plain_text
-from relay.pure.shape import Shapes, Stencil, shape_of
+from relay.pure.shape import Said, Shapes, Stencil, shape_of, unknown
 from relay.pure.sse import Decoder, EventTooLarge
 from relay.pure.surfaces import IndexUnclearError, finished, says
 
@@ -75,24 +75,30 @@ class Delivery(ABC):
 
     def stop(self, outcome: Outcome) -> None:
         if not self.done:
-            self.done = True
+            self._over()
             self._body.close()
             self._ex.loop.call_soon(self._sink.end, outcome)
 
     # The body's consumer
 
     def on_data(self, data: bytes) -> None:
+        self._push(self._take, data)
+
+    def _push(self, take: Callable[[bytes], None], data: bytes) -> None:
         if self.done:
             return
         self.reads += 1
         try:
-            self._take(data)
+            take(data)
         except Exception:  # noqa: BLE001 - sinks do not raise, so it is our own fault, and the parser would swallow it
             self._ex.stop(Outcome("internal_error", InternalError()))
 
-    def on_chunk(self, data: bytes) -> bool:
-        """A read that may be one whole HTTP chunk, before anybody has looked at it; whether it was taken."""
-        return False
+    def on_chunks(self, data: bytes) -> bool:
+        """A read that may be whole HTTP chunks, before anybody has looked at it; whether it was taken."""
+        chunks = split(data)
+        for chunk in chunks:
+            self.on_data(payload(chunk))
+        return bool(chunks)
 
     def on_eof(self) -> None:
         if not self.done:
@@ -109,17 +115,21 @@ class Delivery(ABC):
     def _eof(self) -> None:
         """The body has ended by itself."""
 
+    def _over(self) -> None:
+        """Nothing of what comes counts any more."""
+        self.done = True
+
     def _end(self, outcome: Outcome) -> None:
         """The upstream has said all that counts."""
         if not self.done:
-            self.done = True
+            self._over()
             self._body.drain()
             self._sink.end(outcome)
 
     def _fail(self, error: UpstreamError) -> None:
         """The upstream has said what cannot be used."""
         if not self.done:
-            self.done = True
+            self._over()
             self._body.close()
             self._sink.end(Outcome("upstream_error", error))
 
@@ -127,7 +137,7 @@ class Delivery(ABC):
 class StreamDelivery(Delivery):
     """An event stream."""
 
-    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_shape", "_shapes", "_stencil")
+    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_said", "_shape", "_shapes", "_stencil")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body, shapes: Shapes | None = None) -> None:
         """`shapes` is what earlier streams of this upstream have shown of its frames."""
@@ -138,15 +148,13 @@ class StreamDelivery(Delivery):
         self._shape = self._shapes.newest  # of its commonest frame
         self._stencil = Stencil(self._shape) if self._shape is not None else None  # what this stream repeats of it
         self._ready: Stencil | None = None  # the same, while nothing of another event has come
+        self._said: Said = unknown  # and by what it tells such events, until the end
         self._lessons = MAX_LESSONS
 
-    def on_chunk(self, data: bytes) -> bool:
-        ready = self._ready
-        if self.done:
-            return False
-        said = ready.said(data) or ready.read(data) if ready is not None else None
+    def on_chunks(self, data: bytes) -> bool:
+        said = self._said(data)
         if said is None:
-            return self._on_other(data)
+            return self._on_others(data)
         self.reads += 1
         chunk = PlainChunk()
         chunk.framed = data
@@ -154,27 +162,41 @@ class StreamDelivery(Delivery):
         chunk.said = said
         try:
             self._sink.feed(chunk)
-        except Exception:  # noqa: BLE001 - as in `on_data`
+        except Exception:  # noqa: BLE001 - as in `_push`
             self._ex.stop(Outcome("internal_error", InternalError()))
         return True
 
-    def _on_other(self, data: bytes) -> bool:
-        """The same of a read that is not one more of the commonest events: nobody need look for that again."""
-        inside = sole(data)
-        if not inside:
-            return False
-        self._ready = None
-        self.on_data(inside)
-        return True
+    def _on_others(self, data: bytes) -> bool:
+        """The same of a read that is not one more of the events of which all is known."""
+        chunks = split(data)
+        for chunk in chunks:
+            self._push(self._take_chunk, chunk)
+        return bool(chunks)
+
+    def _take_chunk(self, chunk: bytes) -> None:
+        if self._ready is None or not self._is_known(self._ready, chunk):
+            self._read(payload(chunk))
 
     def _take(self, data: bytes) -> None:
-        ready = self._ready
-        if ready is not None:
-            chunk = framed(data)
-            said = ready.said(chunk) or ready.read(chunk)
-            if said is not None:
-                self._sink.feed(PlainChunk.of(chunk, said))
-                return
+        if self._ready is None or not self._is_known(self._ready, framed(data)):
+            self._read(data)
+
+    def _is_known(self, ready: Stencil, chunk: bytes) -> bool:
+        """Whether an HTTP chunk is one more of the commonest events, and that has been fed."""
+        said = ready.said(chunk) or ready.read(chunk)
+        if said is None:
+            return False
+        self._said = ready.said
+        self._sink.feed(PlainChunk.of(chunk, said))
+        return True
+
+    def _over(self) -> None:
+        super()._over()
+        self._said = unknown
+
+    def _read(self, data: bytes) -> None:
+        """Bytes of any events."""
+        self._ready, self._said = None, unknown
         try:
             chunks = self._decoder.feed(data)
         except EventTooLarge:
@@ -184,7 +206,8 @@ class StreamDelivery(Delivery):
             self.empty_reads += 1
         self._deliver(chunks)
         # Until the first text has come, every frame is looked at for it.
-        self._ready = self._stencil if self._decoder.idle and self.first_text_at is not None else None
+        if self._decoder.idle and self.first_text_at is not None:
+            self._ready = self._stencil
 
     def _deliver(self, chunks: Sequence[Chunk]) -> None:
         feed = self._sink.feed

@@ -67,7 +67,7 @@ class StreamWriter:
     """Writes a stream. `run` is awaited by the request's handler until the stream has ended."""
 
     __slots__ = (
-        "_chunked", "_ex", "_outbox", "_pending", "_request", "_stall_timeout_s", "_transport", "_waiter",
+        "_chunked", "_ex", "_flows", "_outbox", "_pending", "_protocol", "_request", "_stall_timeout_s", "_transport", "_waiter",
         "chunks", "first_at", "first_text_at", "headers", "outcome", "status",
     )  # fmt: skip
 
@@ -80,9 +80,11 @@ class StreamWriter:
         self.first_text_at: float | None = None  # when the first text was there to leave
         self._ex = ex
         self._request = request
+        self._protocol = request.protocol
         self._outbox = outbox
         self._stall_timeout_s = stall_timeout_s
         self._chunked = request.version >= HttpVersion11  # HTTP/1.0: the body ends with the connection
+        self._flows = False  # frames leave as HTTP chunks, and need not be looked at any more
         self._transport: asyncio.Transport | None = None
         self._pending: list[bytes] = []  # what the next write will take
         self._waiter: asyncio.Future[None] | None = None
@@ -90,22 +92,33 @@ class StreamWriter:
     # The sink
 
     def feed(self, chunk: Chunk) -> None:
-        if self.outcome is None:
-            self.chunks += 1
-            if self.first_text_at is None and says(chunk):
-                self.first_text_at = monotonic()
-            pending = self._pending
-            if not pending:
-                outbox = self._outbox
-                if not outbox.due:
-                    outbox.open()
-                outbox.due.append(self)
-            pending.append(chunk.framed if self._chunked else chunk.raw)
+        if self._flows:
+            data = chunk.framed
+        elif self.outcome is None:
+            data = self._looked_at(chunk)
+        else:
+            return
+        self.chunks += 1
+        pending = self._pending
+        if not pending:
+            outbox = self._outbox
+            if not outbox.due:
+                outbox.open()
+            outbox.due.append(self)
+        pending.append(data)
+
+    def _looked_at(self, chunk: Chunk) -> bytes:
+        """What leaves of a frame that may be the first with text."""
+        if self.first_text_at is None and says(chunk):
+            self.first_text_at = monotonic()
+            self._flows = self._chunked
+        return chunk.framed if self._chunked else chunk.raw
 
     def end(self, outcome: Outcome) -> None:
         if self.outcome is not None:
             return
         self.outcome = outcome
+        self._flows = False
         if outcome.kind != "client_gone" and (self._began or outcome.error is None):
             error = error_event(outcome.error.body) if outcome.error is not None else b""
             self._say(error + outcome.done)
@@ -141,7 +154,7 @@ class StreamWriter:
         pending.clear()
         if not transport.is_closing():
             transport.write(data)
-            if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+            if self._protocol._paused:  # more waits than HIGH_WATER_BYTES
                 self._ex.pause(self)
                 self._wake()
 
@@ -173,8 +186,8 @@ class StreamWriter:
         self.first_at = monotonic()
         self._pending.insert(0, begin)
         self.flush()
-        while self.outcome is None or transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-            if transport.get_write_buffer_size() > HIGH_WATER_BYTES:
+        while self.outcome is None or self._protocol._paused:
+            if self._protocol._paused:
                 await _taken(request, transport, self._stall_timeout_s)
             self._ex.resume(self)
             if self.outcome is None:

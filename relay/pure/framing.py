@@ -10,8 +10,10 @@ SIZES: Final = {text: len(text) + 4 + size for size in range(1, 4096) for text i
 # How long chunks are of which this is known: how one that is so long as a whole begins, and how many bytes that are.
 LINED: Final = 2048
 
+Lines = list[tuple[bytes, int]]
 
-def _lines(form: bytes) -> list[tuple[bytes, int]]:
+
+def _lines(form: bytes) -> Lines:
     lines = [(bytes(LINED), LINED)] * LINED  # no chunk is so long: that begins none
     for size in range(1, LINED):
         line = form % size + b"\r\n"
@@ -32,12 +34,6 @@ def framed(data: bytes) -> bytes:
 def payload(chunk: bytes) -> bytes:
     """The bytes of one chunk."""
     return chunk[chunk.index(b"\n") + 1 : -2]
-
-
-def sole(data: bytes) -> bytes:
-    """The bytes of the one whole chunk that `data` is, with its size; none if it is anything else."""
-    at = data.find(b"\r\n")
-    return data[at + 2 : -2] if SIZES.get(data[:at]) == len(data) and data.endswith(b"\r\n") else b""
 
 
 def split(data: bytes) -> list[bytes]:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from relay.pure.framing import LINES, SIZES
+from relay.pure.framing import LINED, LINES, SIZES, Lines
 from relay.pure.plain import plain_text
 
 # How many patterns are remembered, over all upstreams; a shape has two. One costs a compilation of half a millisecond, and some KiB.
@@ -50,6 +50,7 @@ _NUMBER: Final = rb"(?:0|[1-9][0-9]{0,17}+)"
 _ALNUM: Final = (string.digits + string.ascii_letters).encode()
 
 Match = Callable[..., re.Match[bytes] | None]
+Told = Callable[[bytes], "tuple[int, str] | None"]
 
 
 class _Told(dict[bytes, tuple[int, str] | None]):
@@ -96,6 +97,9 @@ class Shape:
         return self.told(found[self.text]) if found is not None else None
 
 
+Said = Callable[[bytes], "tuple[int, str] | None"]
+
+
 class Stencil:
     """What the events of one stream repeat around their text, each in an HTTP chunk: a shape with only its text for a hole.
 
@@ -103,47 +107,18 @@ class Stencil:
     that differs, of letters and digits. So an event is a head, text, middle, noise and tail; or head, noise, middle,
     text, tail, the noise always as long; or, as most are, head, text, tail. What repeats is found by comparing two
     events that the shape has matched, so whatever has a text between the same bytes, and its noise, matches too.
+
+    said: the choice's index and the text of the event in an HTTP chunk, if it is known; if None, it has to be `read`.
     """
 
-    __slots__ = (
-        "_gap", "_head", "_last", "_lessons", "_lines", "_longest", "_middle", "_noise", "_shape", "_start", "_stop",
-        "_tail",
-    )  # fmt: skip
+    __slots__ = ("_last", "_lessons", "_lines", "_shape", "said")
 
     def __init__(self, shape: Shape) -> None:
+        self.said: Said = unknown
         self._shape = shape
         self._lessons = LESSONS
         self._last: re.Match[bytes] | None = None  # of an event that was not known
-        self._lines = LINES[False]
-        self._longest = 0  # chunks that are as long, or longer, are not known
-        self._head = self._middle = self._tail = b""
-        self._start = self._gap = self._stop = 0  # how long these three are; the last from the end on
-        self._noise = 0  # how long the noise before the text is; -1 if it stands behind
-
-    def said(self, chunk: bytes) -> tuple[int, str] | None:
-        """The choice's index and its text, if the event in this HTTP chunk is known; if None, it has to be `read`."""
-        size = len(chunk)
-        if size >= self._longest:
-            return None
-        line, at = self._lines[size]
-        # To put it together again takes one look at all of it, and says whether what was cut out stands where it must.
-        if not self._noise:
-            text = chunk[at + self._start : self._stop]
-            if chunk == b"".join((line, self._head, text, self._tail)):
-                return self._shape.told(text)
-            return None
-        at += self._start
-        if self._noise > 0:
-            end = at + self._noise
-            noise = chunk[at:end]
-            text = chunk[end + self._gap : self._stop]
-            whole = line, self._head, noise, self._middle, text, self._tail
-        else:
-            end = chunk.find(b'"', at)
-            text = chunk[at:end]
-            noise = chunk[end + self._gap : self._stop]
-            whole = line, self._head, text, self._middle, noise, self._tail
-        return self._shape.told(text) if noise.isalnum() and chunk == b"".join(whole) else None
+        self._lines = LINES[False]  # how sizes are written
 
     def read(self, chunk: bytes) -> tuple[int, str] | None:
         """The same of any event of the shape; None if it is anything else."""
@@ -167,34 +142,91 @@ class Stencil:
         text = self._shape.text
         noises = [group for group in range(1, found.re.groups + 1) if group != text and found[group] != last[group]]
         if len(noises) <= 1:
-            self._cut(found, noises)
-            if self.said(last.string) is None:  # something else differs, a number for one
-                self._longest = 0
-            else:
+            line = found.string[: found.string.index(b"\r")]
+            if not line.isdigit():
+                self._lines = LINES[line.isupper()]
+            said = _cut(found, text, noises, self._lines, self._shape.told)
+            if said(last.string) is not None:  # else something differs beside, a number for one
+                self.said = said
                 self._last = None
+            else:
+                self.said = unknown
         if not self._lessons:
             self._last = None
 
-    def _cut(self, found: re.Match[bytes], noises: list[int]) -> None:
-        chunk = found.string
-        start = chunk.index(b"\n") + 1
-        line = chunk[: start - 2]
-        if not line.isdigit():
-            self._lines = LINES[line.isupper()]
-        begin, end = found.span(self._shape.text)
-        self._noise = 0
-        self._head, self._middle, self._tail = chunk[start:begin], b"", chunk[end:]
-        for noise in noises:
-            first, last = found.span(noise)
-            first += len(found[noise].rstrip(_ALNUM))
-            if last < begin:
-                self._noise = last - first
-                self._head, self._middle = chunk[start:first], chunk[last:begin]
-            else:
-                self._noise = -1
-                self._middle, self._tail = chunk[end:first], chunk[last:]
-        self._start, self._gap, self._stop = len(self._head), len(self._middle), -len(self._tail)
-        self._longest = len(self._lines)
+
+def unknown(chunk: bytes) -> None:
+    """Of no event is anything known."""
+
+
+def _cut(found: re.Match[bytes], text: int, noises: list[int], lines: Lines, told: Told) -> Said:
+    """What tells events like the one that was found: `text` and the noises are the groups that differ."""
+    chunk = found.string
+    start = chunk.index(b"\n") + 1
+    begin, end = found.span(text)
+    if not noises:
+        return _with_text(lines, chunk[start:begin], chunk[end:], told)
+    [noise] = noises
+    first, last = found.span(noise)
+    first += len(found[noise].rstrip(_ALNUM))
+    if last < begin:
+        return _with_noise_before(lines, chunk[start:first], last - first, chunk[last:begin], chunk[end:], told)
+    return _with_noise_behind(lines, chunk[start:begin], chunk[end:first], chunk[last:], told)
+
+
+# An event is put together again from what it repeats and what was cut out of it. To compare that with the event takes one
+# look at all of it, and says whether what was cut out stands where it must.
+
+
+def _with_text(lines: Lines, head: bytes, tail: bytes, told: Told) -> Said:
+    """Of an event that is head, text and tail."""
+    start, stop = len(head), -len(tail)
+
+    def said(chunk: bytes) -> tuple[int, str] | None:
+        size = len(chunk)
+        if size < LINED:
+            line, at = lines[size]
+            text = chunk[at + start : stop]
+            if chunk == b"".join((line, head, text, tail)):
+                return told(text)
+        return None
+
+    return said
+
+
+def _with_noise_before(lines: Lines, head: bytes, length: int, middle: bytes, tail: bytes, told: Told) -> Said:
+    """Of an event that is head, noise of this length, middle, text and tail."""
+    start, between, stop = len(head), length + len(middle), -len(tail)
+
+    def said(chunk: bytes) -> tuple[int, str] | None:
+        size = len(chunk)
+        if size < LINED:
+            line, at = lines[size]
+            at += start
+            noise, text = chunk[at : at + length], chunk[at + between : stop]
+            if chunk == b"".join((line, head, noise, middle, text, tail)) and noise.isalnum():
+                return told(text)
+        return None
+
+    return said
+
+
+def _with_noise_behind(lines: Lines, head: bytes, middle: bytes, tail: bytes, told: Told) -> Said:
+    """Of an event that is head, text, middle, noise and tail."""
+    start, between, stop = len(head), len(middle), -len(tail)
+
+    def said(chunk: bytes) -> tuple[int, str] | None:
+        size = len(chunk)
+        if size < LINED:
+            line, at = lines[size]
+            at += start
+            end = chunk.find(b'"', at)
+            text, noise = chunk[at:end], chunk[end + between : stop]
+            if chunk == b"".join((line, head, text, middle, noise, tail)) and noise.isalnum():
+                return told(text)
+        return None
+
+    return said
 
 
 class Shapes:

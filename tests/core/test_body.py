@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.body import PushedBody, PushProtocol, push
+from relay.pure.framing import payload, split
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -25,9 +26,11 @@ class Recorder:
         assert not self.ends
         self.data.append(data)
 
-    def on_chunk(self, data: bytes) -> bool:
+    def on_chunks(self, data: bytes) -> bool:
         assert not self.ends
-        return False
+        chunks = split(data)
+        self.data += map(payload, chunks)
+        return bool(chunks)
 
     def on_eof(self) -> None:
         self.ends.append("eof")

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.pure.framing import framed, payload, sole, split
+from relay.pure.framing import framed, payload, split
 
 payloads = st.lists(
     st.binary(min_size=1, max_size=20) | st.sampled_from([b"\r\n", b"0\r\n\r\n", b"1\r\na\r\n", b"a" * 300])
@@ -30,7 +30,6 @@ def test_whole_chunks_are_split(texts: list[bytes]) -> None:
     chunks = split(data)
     assert b"".join(chunks) == data
     assert [payload(chunk) for chunk in chunks] == texts
-    assert sole(data) == (texts[0] if len(texts) == 1 else b"")
 
 
 @given(payloads, st.integers(0, 400), st.integers(0, 3), st.binary(max_size=3))
@@ -40,7 +39,6 @@ def test_anything_else_is_for_the_parser(texts: list[bytes], at: int, gone: int,
     data = data[:at] + put + data[at + gone :]
     chunks = split(data)
     assert not chunks or [payload(chunk) for chunk in chunks] == parsed(data)
-    assert not sole(data) or [sole(data)] == parsed(data)
 
 
 def test_a_size_is_written_in_the_shortest_way() -> None:
@@ -50,11 +48,9 @@ def test_a_size_is_written_in_the_shortest_way() -> None:
         assert split(size + b"\r\n" + body + b"\r\n")
     for size in (b"aB", b"0ab", b"ab;x=1", b" ab", b"ab ", b"+ab", b"0xab", b"", b"-1"):
         assert not split(size + b"\r\n" + body + b"\r\n")
-        assert not sole(size + b"\r\n" + body + b"\r\n")
 
 
 def test_the_last_chunk_is_for_the_parser() -> None:
     """It ends the body, which the parser has to know."""
     assert not split(b"0\r\n\r\n")
-    assert not sole(b"0\r\n\r\n")
     assert not split(framed(b"a") + b"0\r\n\r\n")
