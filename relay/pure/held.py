@@ -126,7 +126,8 @@ class Lane:
 
     def _say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
         """The same of any text, whoever has a say."""
-        self.settle()
+        if self._ways is not NO_WAYS:
+            self.settle()
         run, frames = self.run, self._frames
         found = run.extend(text, now)
         self.newest = chunk
@@ -135,33 +136,28 @@ class Lane:
         if self._estimated:
             self.produced += tokens.estimate(text)
         well = not found and run.evasion is None
-        if well:
-            horizon, need = run.horizon, run.needs
+        horizon, need = run.horizon, run.needs
+        if not well:
+            self.found = found
+            self._wait(chunk, need, said, now)
+        else:
             if frames and frames[0][1] <= horizon:
                 self._release(horizon, now, release)
             if need <= horizon and not frames:
                 if self.first_hold_s is None:
                     self.first_hold_s = 0.0
                 release(chunk)
-                self._follow()
-                return not self._ripe(now)
-        else:
-            self.found = found
-        self._wait(chunk, run.needs, said, now)
-        self._follow()
-        return well and self.bytes <= self.room and not self._ripe(now)
-
-    def _ripe(self, now: float) -> bool:
-        run = self.run
-        return self._remote and (run.end >= run.ripe_at or now >= run.due) and run.ripe(now)
-
-    def _follow(self) -> None:
-        """Go on by oneself from here, if nobody but one scanner has a say, and no character before belongs to the next."""
-        run = self.run
+            else:
+                self._wait(chunk, need, said, now)
+                well = self.bytes <= self.room
         self._end = run.end
-        # What the first frame had waited is noted on the long way.
-        if run.walker is not None and not (self._remote or run.before or self.first_hold_s is None):
+        if self._remote:
+            return well and not ((run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
+        # From here on by oneself, if nobody but one scanner has a say and no character before belongs to the next; what the
+        # first frame had waited is noted on the long way.
+        if run.walker is not None and not run.before and self.first_hold_s is not None:
             self._ways = run.walker.ways
+        return well
 
     def settle(self) -> None:
         """Tell the run and its scanner how far they have come."""
