@@ -169,8 +169,11 @@ class StreamDelivery(Delivery):
     def _on_others(self, data: bytes) -> bool:
         """The same of a read that is not one more of the events of which all is known."""
         chunks = split(data)
-        for chunk in chunks:
-            self._push(self._take_chunk, chunk)
+        if len(chunks) == 1:
+            self._push(self._take_chunk, data)
+        else:
+            for chunk in chunks:
+                self.on_chunks(chunk)
         return bool(chunks)
 
     def _take_chunk(self, chunk: bytes) -> None:
