@@ -132,8 +132,8 @@ class App:
         self._log = log
         self._events = events
         self._loop = asyncio.get_running_loop()
-        self.turnstile = Turnstile(self._loop)
         self._outbox = Outbox(self._loop)
+        self.turnstile = Turnstile(self._loop, before=self._outbox.write)
         self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -25,12 +25,22 @@ QUIET_S: Final = 1.0
 class Turnstile:
     """Whoever enters begins at once, or as soon as it is his turn."""
 
-    __slots__ = ("_clock", "_left", "_loop", "_quiet_at", "_streams", "_turned_at", "_turning", "_waiting")
+    __slots__ = ("_before", "_clock", "_left", "_loop", "_quiet_at", "_streams", "_turned_at", "_turning", "_waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = monotonic) -> None:
-        """clock: in seconds. The loop's own stands still in a turn, and may count milliseconds."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] = monotonic,
+        *,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """clock: in seconds. The loop's own stands still in a turn, and may count milliseconds.
+
+        before: called in each turn before those who have been let in do anything: what is ready leaves first.
+        """
         self._loop = loop
         self._clock = clock
+        self._before = before
         self._streams = 0
         self._quiet_at = 0.0  # the loop's clock
         self._left = 1  # who may begin in this turn
@@ -65,6 +75,7 @@ class Turnstile:
 
     def _turn(self) -> None:
         """The loop has looked at its sockets."""
+        self._before()
         now = self._clock()
         left = 1 + int((now - self._turned_at) / START_S)
         self._turned_at = now

@@ -51,9 +51,10 @@ class Outbox:
 
     def open(self) -> None:
         """Write at the end of this turn."""
-        self._loop.call_soon(self._write)
+        self._loop.call_soon(self.write)
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what there is."""
         due, self.due = self.due, []
         for writer in due:
             writer.flush()

@@ -112,3 +112,16 @@ async def test_one_that_raises_holds_nobody_up():
         await asyncio.sleep(0)
     assert [0, 1] == begun
     assert [ZeroDivisionError] == [type(each) for each in told]
+
+
+async def test_what_is_ready_leaves_before_those_who_begin():
+    """In the turn in which they were let in, and in each in which somebody is."""
+    done = []
+    loop = asyncio.get_running_loop()
+    turnstile = Turnstile(loop, Clock().time, before=lambda: done.append("left"))
+    turnstile.stream_opened()
+    for number in range(2):
+        turnstile.enter(partial(loop.call_soon, done.append, number))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert ["left", 0, "left", 1] == done
