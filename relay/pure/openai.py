@@ -9,7 +9,7 @@ Shapes: https://platform.openai.com/docs/api-reference/chat/streaming and what r
 from __future__ import annotations
 
 import json as stdlib_json
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
@@ -204,17 +204,19 @@ def _pairs_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def has_repeated_key(data: bytes, keys: int, value: object = None) -> bool:
-    """Whether a key stands twice in one object of this JSON text; `keys` is how many keys a parser kept of it.
+def has_repeated_key(data: bytes, value: object) -> bool:
+    """Whether a key stands twice in one object of JSON text that was parsed to `value`, which nests no deeper than MAX_DEPTH.
 
-    Every key of JSON text is followed by one colon of its own, so a text with as many colons as keys repeats none. Nor
-    does one in which all others stand in the strings of `value`, to which it was parsed: a key that is repeated has a
-    colon more, and no string has more colons than the text, unless escapes say some. Only then the text is read again.
+    Most servers and clients write JSON as it is written here, and what comes to the same text again has lost nothing. Of
+    other text the colons are counted, each of which follows a key or stands in a string: of keys that stand twice a parser
+    keeps one, so what it kept has fewer of them; unless some of those in strings came as escapes, which then are more. Only
+    where that leaves it open the text is read again.
     """
-    colons = count_of(data, b":")
-    if colons == keys or (value is not None and colons == keys + count_colons(value) and b"\\u003" not in data):
-        return False
-    return _repeats(data)
+    try:
+        again = orjson.dumps(value)
+    except TypeError:  # what only the standard library reads
+        return _repeats(data)
+    return again != data and (count_of(data, b":") != count_of(again, b":") or b"\\u003" in data) and _repeats(data)
 
 
 def _repeats(data: bytes) -> bool:
@@ -224,48 +226,6 @@ def _repeats(data: bytes) -> bool:
     except RepeatedKeyError:
         return True
     return False
-
-
-def count_colons(value: object) -> int:
-    """How many colons stand in the strings of a parsed value, at any depth."""
-    colons, values = 0, [value]
-    for below in values:  # which grows meanwhile
-        kind = type(below)
-        if kind is str:
-            colons += below.count(":")  # type: ignore[attr-defined]
-        elif kind is dict:
-            values += below  # type: ignore[arg-type]
-            values += below.values()  # type: ignore[attr-defined]
-        elif kind is list:
-            values += below  # type: ignore[arg-type]
-    return colons
-
-
-def count_keys(value: object) -> int:
-    """How many keys stand in a parsed value, at any depth."""
-    keys, values = 0, [value]
-    for below in values:  # which grows meanwhile
-        if type(below) is dict:
-            keys += len(below)
-            values += below.values()
-        elif type(below) is list:
-            values += below
-    return keys
-
-
-def problem_of(data: bytes, value: Frame) -> Literal["deep", "repeated"] | None:
-    """What is wrong with JSON text that was parsed to `value`: it nests too deeply, or a key stands twice in one object.
-
-    Most clients write JSON as it is written here, and what comes to the same text again has lost nothing. Of other text the
-    colons are counted, each of which follows a key or stands in a string: of keys that stand twice a parser keeps one, so
-    what it kept has fewer of them; unless some of those in strings came as escapes, which then are more.
-    """
-    if nests_deeply(data, value):
-        return "deep"
-    again = orjson.dumps(value)
-    if again != data and (count_of(data, b":") != count_of(again, b":") or b"\\u003" in data) and _repeats(data):
-        return "repeated"
-    return None
 
 
 def count_of(data: bytes, mark: bytes) -> int:

@@ -22,7 +22,7 @@ import orjson
 
 from relay.pure.escapes import SurrogatePairer, Unescaper
 from relay.pure.fold import NOTHING
-from relay.pure.openai import MAX_DEPTH, count_of, dump, problem_of
+from relay.pure.openai import MAX_DEPTH, count_of, dump, has_repeated_key, nests_deeply
 from relay.pure.surfaces import is_opaque
 
 # A parser holds the GIL while it builds what it reads, and every stream waits: 0.2 s for 2 MiB of `[],`, 0.1 s for 2 MiB
@@ -79,10 +79,9 @@ class JsonObject:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", "invalid_json") from None
         if type(parsed) is not dict:
             raise InvalidRequest("The body has to be a JSON object.", "invalid_json")
-        problem = problem_of(body, parsed)
-        if problem == "deep":
+        if nests_deeply(body, parsed):
             raise InvalidRequest(f"The body nests more than {MAX_DEPTH} levels deep.", "invalid_json")
-        if problem == "repeated":
+        if has_repeated_key(body, parsed):
             raise InvalidRequest("A key is repeated in one JSON object; send each key once.", "repeated_key")
         # The JSON of each field, once one is to be changed; from then on the body is made of them.
         self._fields: dict[str, msgspec.Raw] | None = None

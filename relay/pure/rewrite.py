@@ -45,7 +45,7 @@ def forwardable(chunk: Chunk, reading: Reading, policy: Policy, *, whole: bool) 
             return written(dump(frame), whole=whole)
     if not policy.hold:
         return chunk
-    if has_repeated_key(data, reading.keys, chunk.json):
+    if has_repeated_key(data, chunk.json):
         return written(dump(load_exactly(data)), whole=whole)
     if chunk.lenient:
         data = data.decode("utf-8", "replace").encode()

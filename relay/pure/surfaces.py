@@ -17,7 +17,7 @@ import re
 from enum import IntEnum
 from typing import Any, Final
 
-from relay.pure.openai import Chunk, Frame, count_keys
+from relay.pure.openai import Chunk, Frame
 
 
 class Kind(IntEnum):
@@ -49,17 +49,15 @@ class Reading:
 
     choices: one entry a choice, in the frame's order.
     loose: unknown strings outside the choices.
-    keys: how many keys stand in the frame at any depth.
     unknown: (container, key) of every string that no table knows, so that it can be taken out; opaque: of those among
     them that are no text.
     """
 
-    __slots__ = ("choices", "keys", "loose", "opaque", "unknown")
+    __slots__ = ("choices", "loose", "opaque", "unknown")
 
     def __init__(self) -> None:
         self.choices: list[ChoiceReading] = []
         self.loose: list[Text] = []
-        self.keys = 0
         self.unknown: list[tuple[Any, str | int]] = []
         self.opaque: list[tuple[Any, str | int]] = []
 
@@ -132,13 +130,10 @@ def read(frame: Frame, *, whole: bool = False) -> Reading:
     Raises IndexUnclearError.
     """
     reader = _Reader()
-    reader.keys = len(frame)
     for key, value in frame.items():
-        kind = type(value)
         if key in FRAME_METADATA:
-            if kind is dict or kind is list:
-                reader.keys += count_keys(value)
-        elif key == "choices" and kind is list:
+            continue
+        if key == "choices" and type(value) is list:
             for position, choice in enumerate(value):
                 reader.choice(value, position, choice, whole)
         else:
@@ -196,15 +191,13 @@ class _Reader(Reading):
         if type(choice) is not dict:
             self.walk(choices, position, choice, "choices", self.loose)
             return
-        self.keys += len(choice)
         texts: list[Text] = []
         for key, value in choice.items():
             kind = type(value)
             if key == "delta" and kind is dict:
                 self.message(value, "", texts)
             elif key in CHOICE_METADATA:
-                if kind is dict or kind is list:
-                    self.keys += count_keys(value)
+                continue
             elif key == "message" and kind is dict:
                 self.message(value, "" if whole else "message.", texts)
             elif key == "logprobs" and kind is dict:
@@ -217,7 +210,6 @@ class _Reader(Reading):
         self.choices.append(ChoiceReading(index_of(choice, position), texts, _is_finished(choice)))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
-        self.keys += len(message)
         for key, value in message.items():
             kind = type(value)
             if kind is str:
@@ -245,7 +237,6 @@ class _Reader(Reading):
 
     def audio(self, audio: Frame, surface: str, texts: list[Text]) -> None:
         """Speech: its transcript is text, its data is opaque."""
-        self.keys += len(audio)
         for key, value in audio.items():
             if key == "transcript" and type(value) is str:
                 if value:
@@ -260,7 +251,6 @@ class _Reader(Reading):
                 if part:
                     texts.append((surface, _PLAIN, part))
             elif type(part) is dict:
-                self.keys += len(part)
                 for name, value in part.items():
                     if name in PART_METADATA and type(value) is not dict and type(value) is not list:
                         continue
@@ -282,7 +272,6 @@ class _Reader(Reading):
             self.walk(calls, position, call, prefix + "tool_calls", texts)
             return
         surface = f"{prefix}tool_calls.{index_of(call, position)}"
-        self.keys += len(call)
         for key, value in call.items():
             if key == "function" and type(value) is dict:
                 self.function(value, surface, texts)
@@ -293,7 +282,6 @@ class _Reader(Reading):
 
     def function(self, function: Frame, surface: str, texts: list[Text]) -> None:
         """A name and its arguments are one text, the name on a line of its own, whichever came first in the JSON."""
-        self.keys += len(function)
         name, arguments = function.get("name"), function.get("arguments")
         if type(name) is str and name:
             texts.append((surface, Kind.NAME, name))
@@ -305,12 +293,11 @@ class _Reader(Reading):
 
     def logprobs(self, logprobs: Frame, texts: list[Text]) -> None:
         """The tokens say the text again. (`top_logprobs` are guesses and are not guarded: the docs say so.)"""
-        self.keys += len(logprobs)
         for key, value in logprobs.items():
             surface = f"logprobs.{key}"
             if key == "top_logprobs":
-                self.keys += count_keys(value)
-            elif type(value) is list:
+                continue
+            if type(value) is list:
                 joined = []
                 for position, entry in enumerate(value):
                     if type(entry) is dict:
@@ -327,14 +314,11 @@ class _Reader(Reading):
 
     def token(self, entry: Frame, surface: str, texts: list[Text]) -> str:
         """The token of one entry; "" if it has none."""
-        self.keys += len(entry)
         token = ""
         for key, value in entry.items():
             if key == "token" and type(value) is str:
                 token = value
-            elif key == "top_logprobs":
-                self.keys += count_keys(value)
-            else:
+            elif key != "top_logprobs":
                 self.walk(entry, key, value, f"{surface}.{_step(key)}", texts)
         return token
 
@@ -345,7 +329,6 @@ class _Reader(Reading):
             if value:
                 self.tell_unknown(container, key, value, path, texts)
         elif kind is dict:
-            self.keys += len(value)
             for name, below in value.items():
                 if type(below) in _CONTAINERS:
                     self.walk(value, name, below, f"{path}.{_step(name)}", texts)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from relay.pure.choice import MAX_SURFACES
 from relay.pure.fold import fold_seen
 from relay.pure.guard import MAX_CHOICES
-from relay.pure.openai import Chunk, Frame, count_keys, count_of, has_repeated_key
+from relay.pure.openai import Chunk, Frame, count_of, has_repeated_key
 from relay.pure.surfaces import CHOICE_METADATA, FRAME_METADATA, MESSAGE_METADATA, read
 from relay.pure.window import MAX_NOTHING
 
@@ -61,13 +61,11 @@ def _only_text(data: bytes, frame: Frame) -> str | None:
     for key, value in message.items():
         if value and key != "content" and (key not in MESSAGE_METADATA or type(value) is not str):
             return None
-    # As in `has_repeated_key`. Keys that stand elsewhere are not counted: one colon more, and it is another kind.
-    keys = len(frame) + len(choice) + len(message)
-    colons = count_of(data, b":") - keys
-    if type(usage) is dict and colons != len(usage):
-        colons -= count_keys(usage)
-        return text if colons == text.count(":") and b"\\u003" not in data else None
-    return text if type(usage) is dict or not colons else None
+    # Cheaper than to write it again, and enough for most: a colon for each key, and those of the text.
+    colons = count_of(data, b":") - len(frame) - len(choice) - len(message) - (len(usage) if type(usage) is dict else 0)
+    if not colons or (colons == text.count(":") and b"\\u003" not in data):
+        return text
+    return None if has_repeated_key(data, frame) else text
 
 
 def _texts(data: bytes, frame: Frame) -> Sequence[str] | None:
@@ -77,7 +75,7 @@ def _texts(data: bytes, frame: Frame) -> Sequence[str] | None:
     except (ValueError, RecursionError):
         return None
     parts = reading.choices
-    if reading.unknown or reading.loose or has_repeated_key(data, reading.keys, frame):
+    if reading.unknown or reading.loose or has_repeated_key(data, frame):
         return None
     if len(parts) > MAX_CHOICES or _repeats([part.index for part in parts]):
         return None

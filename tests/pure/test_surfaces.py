@@ -410,28 +410,15 @@ FRAMES = [
 ]
 
 
-def keys_of(value: object) -> int:
-    """All keys at any depth, by force."""
-    return sum(len(each) for each in everything(value) if isinstance(each, dict))
-
-
-def everything(value: object) -> Iterator[object]:
-    yield value
-    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for each in below:
-        yield from everything(each)
-
-
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.server) for case in FRAMES])
 def test_servers(case: Case) -> None:
-    """What a frame of each server says, by surface; which choices finish; how many keys it has."""
+    """What a frame of each server says, by surface; which choices finish."""
     frame = Chunk.body(json.dumps(case.frame).encode()).json
     assert frame is not None
     reading = read(frame)
     assert case.texts == {part.index: part.texts for part in reading.choices}
     assert case.finished == tuple(part.index for part in reading.choices if part.finished)
     assert list(case.loose) == reading.loose
-    assert keys_of(case.frame) == reading.keys
 
 
 def test_a_whole_reply() -> None:
@@ -667,9 +654,9 @@ ANY = st.recursive(
 
 
 @given(NEARLY | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), ANY, max_size=5), st.booleans())
-def test_no_key_is_missed(frame: Frame, whole: bool) -> None:
-    """`keys` is the number of all keys at any depth, whatever the frame."""
-    assert keys_of(frame) == understood(frame, whole).keys
+def test_whatever_comes_is_read(frame: Frame, whole: bool) -> None:
+    """Any object is, but for one with an unclear index."""
+    assert understood(frame, whole)
 
 
 @pytest.mark.parametrize(
