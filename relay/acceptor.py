@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from relay.http import Listener
+from relay.listener import Listener
 
 # Long enough for a process that sleeps to wake; nobody notices it in the time that a connection takes.
 YIELD_S = 0.004

@@ -18,11 +18,11 @@ from msgspec import Meta
 from relay.administration import Administration, EntryView, QuotaView, TopUpOrder, TopUpView, store_trouble
 from relay.audit import AuditEntry
 from relay.errors import InternalError, Reject, RelayError
-from relay.http import read_body
 from relay.keyring import MAX_OVERLAP_S, MAX_PAGE, Issued
 from relay.keys import KeyChange, KeyView, NewKey
 from relay.log import Logger
 from relay.options import suggestion
+from relay.request import read_body
 from relay.store.port import StoreError
 
 T = TypeVar("T", bound=msgspec.Struct)

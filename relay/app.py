@@ -34,7 +34,6 @@ from relay.errors import (
 from relay.events import MODEL_CHARS, NOWHERE, Publisher
 from relay.exchange import CALLER, STOPPED_BY, Exchange, Outcome, OutcomeKind, ReplyHeaders
 from relay.head import BARE, BODILESS, JSON, Standard
-from relay.http import new_id, read_body
 from relay.keys import API_KEY
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, RequestRecord
@@ -42,7 +41,7 @@ from relay.plugin import Sink
 from relay.pure.openai import told_tokens
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
-from relay.request import Request
+from relay.request import Request, new_id, read_body
 from relay.routes import CHAT, ROUTES, Route
 from relay.silence import WATCH_S, SilenceWatch
 from relay.turnstile import Turnstile

@@ -1,7 +1,7 @@
 """HTTP as the public listener speaks it: what is refused before a request means anything, in our error bodies.
 
 aiohttp answers errors below the handler itself, as text/plain, echoing what it could not read, with a traceback in the
-log. `Listener` takes that place: the same statuses, our shape, nothing echoed.
+log. A `Connection` takes that place: the same statuses, our shape, nothing echoed.
 
 It also bounds what aiohttp does not: the time that a head may take, and its size in all. A request without a byte is no
 request: an idle connection is closed after `keepalive_timeout`, and nothing is said.
@@ -13,7 +13,6 @@ What to know of aiohttp (3.14), beside what it documents:
 * What a connection has read, also what it could not, stands in `_messages`; a message is taken with `message_consumed`,
   and reading goes on when few are left.
 * A body that breaks off in the middle (a chunk of no size) is reported behind the request that waits for it.
-* A body whose end has come with the rest is in its reader's `_buffer`, and nobody is held up by it.
 * `close` makes a connection deaf at once, also to the rest of a body, and leaves it open; so does `pre_shutdown`.
   `force_close` closes.
 * Who asks for another protocol is not read on until his request has been answered: what comes after it waits in
@@ -24,151 +23,28 @@ What to know of aiohttp (3.14), beside what it documents:
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import copy_context
 from itertools import chain
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from aiohttp import HttpVersion10, HttpVersion11, hdrs, http_exceptions, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, http_exceptions
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
-from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError, _ErrInfo
-from multidict import CIMultiDict
+from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 from relay.errors import InternalError, Reject, RelayError
-from relay.head import JSON, head
-from relay.request import Request
-from relay.turnstile import Turnstile
-from relay.writer import HIGH_WATER_BYTES
+from relay.request import Request, not_http
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-# The error that was answered, its request id, and what was raised if that was not a client's fault.
-OnRefusal = Callable[[RelayError, str, BaseException | None], None]
+if TYPE_CHECKING:
+    from relay.listener import Listener
 
 # From the first byte of a head to its last. A client that means it sends it in one packet.
 HEAD_TIMEOUT_S = 20.0
-# How long what is left of a refused body is read, and thrown away.
-LINGER_S = 5.0
-# How often the connections of a listener that empties are looked at.
-LOOK_S = 0.05
 # Browsers and SDKs send some twenty header lines and 1 KiB in all; gateways in front add their own.
 MAX_HEADERS = 128
 MAX_HEAD_BYTES = 65_536
-
-_CLOSE: Mapping[str, str] = {hdrs.CONNECTION: "close"}
-
-
-class Listener(web.Server):
-    """aiohttp's low-level server, with error answers of ours. Handlers are cancelled when their client leaves.
-
-    on_refusal: told of every answer that no handler gave. count: of open connections; on_count is told of each change.
-    turnstile: where requests wait for their turn to begin.
-    leaving: every answer is the last one on its connection.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        *,
-        on_refusal: OnRefusal | None = None,
-        turnstile: Turnstile | None = None,
-        **options: Any,
-    ) -> None:
-        self._on_refusal = on_refusal
-        self.leaving = False
-        self.count = 0
-        self.on_count: Callable[[int], None] | None = None
-        super().__init__(
-            handler,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-            max_headers=MAX_HEADERS,
-            lingering_time=LINGER_S,
-            **options,
-        )
-        self.turnstile = turnstile or Turnstile(self._loop)
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        transport.set_write_buffer_limits(HIGH_WATER_BYTES)  # from here on a writer that waits, waits
-        self._counted(1)
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._counted(-1)
-
-    def _counted(self, change: int) -> None:
-        self.count += change
-        if self.on_count is not None:
-            self.on_count(self.count)
-
-    def leave(self) -> None:
-        """Have every further request answered with `Connection: close`, so that its client comes by another one."""
-        self.leaving = True
-
-    async def empty(self, quiet_s: float) -> None:
-        """Returns when the last connection is closed; those on which nobody has asked for `quiet_s` are. After `leave`."""
-        loop = asyncio.get_running_loop()
-        quiet: dict[_Connection, float] = {}
-        while self._connections:
-            now = loop.time()
-            waiting = (each for each in map(_ours, self._connections) if each.is_quiet)
-            quiet = {each: quiet.get(each, now) for each in waiting}
-            for each, since in quiet.items():
-                if now - since >= quiet_s:
-                    each.force_close()
-            await asyncio.sleep(LOOK_S)  # aiohttp tells nobody when it begins to wait
-
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-    async def answer(self, request: Request) -> None:
-        """Have a request answered: by the response that the handler makes of aiohttp's own request."""
-        protocol, task = request.protocol, cast("asyncio.Task[None]", request.task)
-        message = request.message._replace(should_close=not request.keep_alive)
-        writer = StreamWriter(protocol, self._loop)
-        asked = web.BaseRequest(message, request.content, protocol, writer, task, self._loop)
-        try:
-            response = await self.request_handler(asked)
-            if response.headers.get(hdrs.CONNECTION) == "close":
-                response.force_close()  # aiohttp sends such a header, and does not keep to it
-            await response.prepare(asked)
-            request.status = response.status
-            await response.write_eof()
-            request.keep_alive = bool(response.keep_alive)
-        except Exception:
-            if writer.output_size:
-                raise ConnectionResetError("the answer has begun; another one cannot be sent") from None
-            raise
-
-    def refuse(self, request: Request, error: RelayError, cause: BaseException | None = None) -> None:
-        """Answer what is no request, by which no exchange has begun. The connection is closed after it."""
-        request_id = new_id()
-        headers = CIMultiDict({"x-request-id": request_id, **error.headers})
-        request.keep_alive = False
-        body = error.body
-        data = head(request, error.status, JSON, headers, len(body))
-        if request.protocol.transport is not None:
-            request.protocol.transport.write(data if request.message.method == hdrs.METH_HEAD else data + body)
-        if self._on_refusal is not None:
-            self._on_refusal(error, request_id, cause)
-
-
-class PublicListener(Listener):
-    """One whose handler takes a request as it is, and writes the answer itself."""
-
-    def __init__(self, handler: Callable[[Request], Coroutine[Any, Any, None]], **options: Any) -> None:
-        super().__init__(cast(Handler, handler), **options)
-        self.answer = handler  # type: ignore[method-assign, assignment]
-
-
-def _ours(connection: RequestHandler) -> _Connection:
-    assert isinstance(connection, _Connection)
-    return connection
 
 
 def _wrong(message: RawRequestMessage) -> Reject | None:
@@ -189,7 +65,7 @@ def _wrong(message: RawRequestMessage) -> Reject | None:
     return None
 
 
-class _Connection(RequestHandler):
+class Connection(RequestHandler):
     """A client's connection: what it sends, until it is a request, and when the next one may be answered."""
 
     __slots__ = ("_content", "_context", "_late", "_waits")
@@ -215,7 +91,7 @@ class _Connection(RequestHandler):
 
     @property
     def _listener(self) -> Listener:
-        return cast(Listener, self._manager)
+        return cast("Listener", self._manager)
 
     @property
     def is_quiet(self) -> bool:
@@ -365,66 +241,4 @@ def _meaning(wrong: _ErrInfo) -> RelayError:
             code="request_timeout",
             status=wrong.status,
         )
-    return _invalid() if 400 <= wrong.status < 500 else InternalError()
-
-
-def _invalid() -> Reject:
-    return Reject("This is not a valid HTTP request.", code="bad_request", headers=_CLOSE)
-
-
-def new_id() -> str:
-    """A request id: 32 hexadecimal digits, never one that a client chose."""
-    return f"{random.getrandbits(128):032x}"
-
-
-async def read_body(request: Request | web.BaseRequest, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The body of a request, bounded in size and time. Raises Reject."""
-    headers, content = request.headers, request.content
-    coding = headers.get(hdrs.CONTENT_ENCODING)
-    if coding is not None and any(each.lower() != "identity" for each in headers.getall(hdrs.CONTENT_ENCODING)):
-        raise Reject("Send the body uncompressed.", code="unsupported_media_type", status=415)
-    if int(headers.get(hdrs.CONTENT_LENGTH, 0)) > max_bytes:
-        raise _too_large(max_bytes)
-    expected = headers.get(hdrs.EXPECT)
-    if expected is not None and expected.lower() == "100-continue" and request.version >= HttpVersion11:
-        _invite(request.protocol)
-    if content is EMPTY_PAYLOAD:
-        return b""
-    if content.is_eof() and content.exception() is None:  # it has come with the head
-        parts, size = content._buffer, content.total_bytes
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-    return await _rest_of(content, max_bytes, timeout_s)
-
-
-def _invite(protocol: RequestHandler) -> None:
-    """Have a client send the body of a request whose head is good."""
-    if protocol.transport is not None:
-        protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-async def _rest_of(content: StreamReader, max_bytes: int, timeout_s: float) -> bytes:
-    """A body of which not all has come."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            while part := await content.readany():
-                size += len(part)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                parts.append(part)
-    except TimeoutError:
-        raise Reject(
-            f"The body did not come within {timeout_s:g} seconds.", code="request_timeout", status=408, headers=_CLOSE
-        ) from None
-    except (RequestPayloadError, http_exceptions.HttpProcessingError):
-        raise _invalid() from None
-    return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> Reject:
-    return Reject(f"The body is larger than {max_bytes:,} bytes.", code="request_too_large", status=413, headers=_CLOSE)
+    return not_http() if 400 <= wrong.status < 500 else InternalError()

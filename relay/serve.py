@@ -36,8 +36,8 @@ from relay.assembly import assemble
 from relay.body import AwaitedBody, PushedBody, c_parser_loaded, self_test
 from relay.config import Config
 from relay.events import Events, Publisher
-from relay.http import Listener, PublicListener
 from relay.lag import lag_told
+from relay.listener import Listener, ResponseListener
 from relay.log import Logger
 from relay.metrics import LAG_PERIOD_S, Metrics
 from relay.options import ConfigError
@@ -173,7 +173,7 @@ async def running(
         if share is None:
             admin_sockets = await listening(stack, config.admin.host, config.admin.port, what="admin listener")
             admin = Admin(metrics, readiness, config.admin.token, events=bus)
-            _, admin_port = await accept(stack, Listener(admin.handle), admin_sockets)
+            _, admin_port = await accept(stack, ResponseListener(admin.handle), admin_sockets)
             stack.callback(bus.close)  # who listens there is told to the end, and then goes
         store = await stack.enter_async_context(
             opened(
@@ -197,7 +197,7 @@ async def running(
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(services))
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
-        public = PublicListener(
+        public = Listener(
             app.handle,
             on_refusal=app.refused,
             turnstile=app.turnstile,

@@ -18,7 +18,7 @@ from relay.admin_api import AdminApi
 from relay.administration import Administration
 from relay.config import Config
 from relay.events import Events
-from relay.http import Listener
+from relay.listener import ResponseListener
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.metrics.workers import SUPERVISOR, share, shared_folder
@@ -105,7 +105,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
         desk = Desk(store, admin.token, log, events)
         supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described, events)
         desk.open(supervisor)
-        _, admin_port = await accept(stack, Listener(desk.handle), admin_sockets)
+        _, admin_port = await accept(stack, ResponseListener(desk.handle), admin_sockets)
         stack.callback(events.close)  # who listens there is told to the end, and then goes
         stack.callback(loop.create_task(_look(metrics)).cancel)
         had_terminal = os.isatty(2)

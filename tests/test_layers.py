@@ -13,7 +13,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
         f"relay.{name}"
         for name in (
-            "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http protocol refusal "
+            "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http listener protocol refusal "
             "reply request serve upstream workers writer"
         ).split()
     )
@@ -74,6 +74,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "relay.refusal",
             "relay.upstream",
             "relay.http",
+            "relay.listener",
             "relay.writer",
             "relay.delivery",
             "relay.usage",

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from relay.acceptor import Board, SharedSite
-from relay.http import Listener
+from relay.listener import ResponseListener
 
 PATIENCE_S = 20.0
 
@@ -31,7 +31,7 @@ async def stage(board):
             async def handle(request):
                 return web.Response(text=str(number))
 
-            listener = Listener(handle)
+            listener = ResponseListener(handle)
             runner = web.ServerRunner(listener, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)

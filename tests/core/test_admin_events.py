@@ -12,7 +12,7 @@ from aiohttp.test_utils import RawTestServer, TestClient
 from relay import admin_events
 from relay.admin import Admin, Readiness
 from relay.events import KEPT, KINDS, MAX_LISTENERS, Events
-from relay.http import Listener
+from relay.listener import ResponseListener
 from relay.secret import Secret
 from relay.testing.reply import Lent
 
@@ -298,7 +298,7 @@ class TestSlowReaders:
     async def test_it_does_not_hold_up_the_end(self, events):
         """A listener is closed although one of its clients takes nothing."""
         admin = Admin(Lent().metrics, lambda: Readiness(True), Secret(TOKEN), events=events)
-        runner = web.ServerRunner(Listener(admin.handle), shutdown_timeout=0.1)
+        runner = web.ServerRunner(ResponseListener(admin.handle), shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

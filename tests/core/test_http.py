@@ -7,7 +7,8 @@ from contextvars import ContextVar
 import pytest
 from aiohttp import web
 
-from relay.http import Listener, read_body
+from relay.listener import ResponseListener
+from relay.request import read_body
 
 PATIENCE_S = 20.0
 HEAD = b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Length: 4\r\n\r\n"
@@ -20,7 +21,7 @@ class Stage:
         self.go = asyncio.Event()
         self.go.set()
         self.come = 0
-        self.listener = Listener(self._answer)
+        self.listener = ResponseListener(self._answer)
 
     async def _answer(self, request):
         self.come += 1

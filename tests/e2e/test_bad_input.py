@@ -583,8 +583,8 @@ async def heard(rig, data):
 
 
 async def fuzz(serve, monkeypatch, seeds):
-    for name in ("HEAD_TIMEOUT_S", "LINGER_S"):
-        monkeypatch.setattr(f"relay.http.{name}", 0.2)
+    for name in ("http.HEAD_TIMEOUT_S", "listener.LINGER_S"):
+        monkeypatch.setattr(f"relay.{name}", 0.2)
     rig = await serve(ANSWERS, server={"body_timeout_s": 0.2, "idle_timeout_s": 0.4})
     seen = {}
     for start in range(0, len(seeds), 100):
