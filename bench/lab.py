@@ -91,10 +91,14 @@ class Lab:
 
     def peer_plans(self) -> list[Plan]:
         """Fresh ones, those that are installed."""
-        plans = [nginx(self._place(), self.model_port)] if self.with_nginx else []
+        plans = self._nginx(1)
         if self.router_venv is not None:
             plans.append(router(self.router_venv, self.model_port))
-        return [plan for plan in plans if plan is not None]
+        return plans
+
+    def _nginx(self, workers: int) -> list[Plan]:
+        plan = nginx(self._place(), self.model_port, workers) if self.with_nginx else None
+        return [] if plan is None else [plan]
 
     def plan(self, variant: Variant) -> Plan:
         return variant.plan(self._place(), self.model_port)
@@ -109,6 +113,14 @@ class Lab:
         if variant not in self._relays:
             self._relays[variant] = self._start(self.plan(variant))
         return self._relays[variant]
+
+    def shared(self) -> list[tuple[Proxy, Proxy]]:
+        """Who can share its work: with one worker and with two; relays with the embedded store in both, for two need it."""
+        one, two = (self.relay(store="embedded:", workers=count) for count in (1, 2))
+        pairs = [(one, two)]
+        for plan in self._nginx(2):
+            pairs += [(peer, self._start(plan)) for peer in self.peers if peer.name == plan.name]
+        return pairs
 
     def tencent(self) -> int:
         """The port of a fake of Tencent's service that takes 60 ms for each verdict."""

@@ -59,8 +59,10 @@ CHAINS: Final = {
     "short": ("auth", "moderation"),
 }
 
+SYSTEM_PATH: Final = os.defpath + ":/usr/sbin:/usr/local/sbin"  # not everybody's has where nginx is
+# Connections go to its workers in equal parts (`reuseport`); with one worker that is nothing.
 NGINX_CONF: Final = """\
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+daemon off; worker_processes {workers}; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 20000; }}
 http {{
   access_log off;
@@ -68,7 +70,7 @@ http {{
   uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
   upstream model {{ server 127.0.0.1:{model_port}; keepalive 2000; }}
   server {{
-    listen 127.0.0.1:{port} backlog=4096; keepalive_requests 1000000;
+    listen 127.0.0.1:{port} backlog=4096 reuseport; keepalive_requests 1000000;
     location / {{ proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
   }}
 }}
@@ -133,15 +135,15 @@ class Variant:
         return Plan(RELAY, command, port, f"http://127.0.0.1:{admin_port}/readyz")
 
 
-def nginx(folder: Path, model_port: int) -> Plan | None:
+def nginx(folder: Path, model_port: int, workers: int = 1) -> Plan | None:
     """None if it is not installed."""
-    found = shutil.which(NGINX, path=os.defpath + ":/usr/sbin:/usr/local/sbin")
+    found = shutil.which(NGINX, path=SYSTEM_PATH)
     if found is None:
         return None
     folder.mkdir()
     port = free_port()
     conf = folder / "nginx.conf"
-    conf.write_text(NGINX_CONF.format(folder=folder, port=port, model_port=model_port))
+    conf.write_text(NGINX_CONF.format(folder=folder, port=port, model_port=model_port, workers=workers))
     return Plan(NGINX, (found, "-c", str(conf)), port, f"http://127.0.0.1:{port}/")
 
 

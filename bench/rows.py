@@ -218,14 +218,15 @@ def _opened_kb(lab: Lab, proxy: Proxy, streams: int) -> float:
 
 
 def workers(lab: Lab) -> list[Row]:
-    """Two of them, at the load of one; both with the embedded store, which counts, as does the supervisor."""
+    """Two of them, at the load of one; the relay's store counts, as does the supervisor, and nginx's master."""
     lab.say()
-    one, two = (lab.relay(store="embedded:", workers=count) for count in (1, 2))
-    heard = lab.rounds([one, two], 100)
-    shares = [
-        second.cpu_us_per_event / first.cpu_us_per_event for first, second in zip(heard[0], heard[1], strict=True)
-    ]
-    return [Row("workers", "workers", "two workers, CPU per event ÷ one worker's", "×", {RELAY: shares}, digits=2)]
+    pairs = lab.shared()
+    heard = lab.rounds([target for pair in pairs for target in pair], 100)
+    got = {
+        one.name: [second.cpu_us_per_event / first.cpu_us_per_event for first, second in zip(*both, strict=True)]
+        for (one, _), both in zip(pairs, zip(heard[::2], heard[1::2], strict=True), strict=True)
+    }
+    return [Row("workers", "workers", "two workers, CPU per event ÷ one worker's", "×", got, digits=2)]
 
 
 def start(lab: Lab) -> list[Row]:

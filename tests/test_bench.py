@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from bench.load import percentiles_us
 from bench.phrases import held, phrases
 from bench.picture import Point, bars, svg
 from bench.processes import cpu_s, free_port, pss_kb, started, tree
-from bench.proxies import NGINX, RELAY, ROUTER
+from bench.proxies import NGINX, RELAY, ROUTER, SYSTEM_PATH
 from bench.rig import OVERLAP, seen
 from bench.row import Row, Table
 from bench.rows import GROUPS
@@ -80,14 +81,14 @@ PARTS = (
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Table:
     """The whole table, without peers."""
 
-    def part(groups: list[str]) -> Table:
-        lab = Lab(tmp_path_factory.mktemp("bench"), TINY, "whole", None, with_nginx=False)
+    def part(folder: Path, groups: list[str]) -> Table:
+        lab = Lab(folder, TINY, "whole", None, with_nginx=False)
         table = run(lab, groups)
         assert lab.wrong == []
         return table
 
     with ThreadPoolExecutor(len(PARTS)) as pool:
-        parts = list(pool.map(part, PARTS))
+        parts = list(pool.map(part, [tmp_path_factory.mktemp("bench") for _ in PARTS], PARTS))
     return Table([row for each in parts for row in each.rows], parts[0].foot, parts[0].made)
 
 
@@ -101,6 +102,15 @@ def test_every_row_is_measured(measured: Table) -> None:
     by_key = {row.key: row for row in measured.rows}
     assert by_key["open"].figures[RELAY] == [TINY.streams(5000)]
     assert "52%" in by_key["latency held p50"].note
+
+
+@pytest.mark.skipif(shutil.which("nginx", path=SYSTEM_PATH) is None, reason="nginx is not installed")
+def test_two_workers_are_measured_of_nginx_too(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, TINY, "whole", None)
+    [row] = run(lab, ["workers"]).rows
+    assert lab.wrong == []
+    assert [*row.figures] == [RELAY, NGINX]
+    assert all(math.isfinite(figure) and figure > 0 for [figure] in row.figures.values())
 
 
 def test_the_table_is_kept_and_shown(measured: Table, tmp_path: Path) -> None:
