@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from time import time
 from typing import Final
@@ -36,15 +37,15 @@ class Standard:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = {**headers, hdrs.SERVER: SERVER, hdrs.DATE: ""}
         self.names = tuple(self._headers)
-        self._second = 0  # to which `_lines` belong
+        self._second = 0.0  # to which `_lines` belong
         self._lines = b""
 
     def lines(self) -> bytes:
         """As they are sent."""
-        second = int(time())
-        if second != self._second:
-            self._second = second
-            self._headers[hdrs.DATE] = formatdate(second, usegmt=True)
+        now = time()
+        if not 0.0 <= now - self._second < 1.0:
+            self._second = now // 1.0
+            self._headers[hdrs.DATE] = formatdate(self._second, usegmt=True)
             self._lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items()).encode()
         return self._lines
 
@@ -66,8 +67,6 @@ def head(request: Request, status: int, standard: Standard, headers: CIMultiDict
     a client that knows no chunks; of no meaning for a status without a body. Raises ValueError if a header holds a line end.
     """
     version, keep_alive = request.version, request.keep_alive
-    headers.popall(hdrs.TRANSFER_ENCODING, None)  # `pop` takes only the first
-    headers.popall(hdrs.CONTENT_LENGTH, None)
     body = b""
     if status in BODILESS:
         pass
@@ -77,22 +76,34 @@ def head(request: Request, status: int, standard: Standard, headers: CIMultiDict
         body = b"Transfer-Encoding: chunked\r\n"
     else:
         keep_alive = False
-    said = headers.get(hdrs.CONNECTION)
-    if said is not None and said.lower() == "close":
+    lines = standard.lines()
+    closes = False  # as somebody has set
+    if not _are_beside((*headers,), standard):
+        headers.popall(hdrs.TRANSFER_ENCODING, None)  # `pop` takes only the first
+        headers.popall(hdrs.CONTENT_LENGTH, None)
+        closes = headers.get(hdrs.CONNECTION, "").lower() == "close"
+        if any(name in headers for name in standard.names):
+            standard.add(headers)
+            lines = b""
+    first = _FIRST.get(status) or f"HTTP/1.1 {status} "
+    if version == HttpVersion10:
+        first = "HTTP/1.0" + first[8:]
+    if closes:
         keep_alive = False
     elif not keep_alive:
         headers[hdrs.CONNECTION] = "close"
     elif version == HttpVersion10:
         headers[hdrs.CONNECTION] = "keep-alive"
-    lines = standard.lines()
-    for name in standard.names:
-        if name in headers:
-            standard.add(headers)
-            lines = b""
-            break
-    first = _FIRST.get(status) or f"HTTP/1.1 {status} "
-    if version == HttpVersion10:
-        first = "HTTP/1.0" + first[8:]
     given = _serialize_headers(first, headers)  # with the empty line that ends a head
     request.keep_alive, request.status = keep_alive, status
-    return b"%b%b%b\r\n" % (given[:-2], lines, body)
+    return b"".join((given[:-2], lines, body, b"\r\n"))
+
+
+@lru_cache(1024)
+def _are_beside(names: tuple[str, ...], standard: Standard) -> bool:
+    """Whether none of these headers is a standard one, or says where the body ends or what becomes of the connection.
+
+    Replies have the same few names again and again.
+    """
+    ours = {name.lower() for name in (*standard.names, hdrs.TRANSFER_ENCODING, hdrs.CONTENT_LENGTH, hdrs.CONNECTION)}
+    return ours.isdisjoint(name.lower() for name in names)
