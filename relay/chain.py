@@ -57,13 +57,13 @@ class Chain:
         self.links = tuple(Link(name, plugin) for name, plugin in plugins)
         self._on_error = on_error or (lambda error, cause: None)
         _check(self.links)
-        self._requests: dict[Operation, tuple[tuple[Link, str, OnRequest | None], ...]] = {
-            operation: tuple(
-                (link, link.name, link.on_request)
-                for link in self.links
-                if operation in link.plugin.serves and _takes_part(link)
-            )
+        self._taking_part: dict[Operation, tuple[Link, ...]] = {
+            operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
             for operation in OPERATIONS
+        }
+        self._requests: dict[Operation, tuple[tuple[Link, str, OnRequest], ...]] = {
+            operation: tuple((link, link.name, link.on_request) for link in links if link.on_request is not None)
+            for operation, links in self._taking_part.items()
         }
         self.routes = {route: link for link in self.links for route in link.plugin.routes}
 
@@ -92,27 +92,28 @@ class Chain:
 
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
+        links = self._taking_part[ex.operation]
         steps, started = ex.steps, monotonic()
         for link, name, on_request in self._requests[ex.operation]:
-            if on_request is None:
-                entered.append(link)
-                continue
             try:
                 reply = await on_request(ex)
             except BaseException as cause:
                 did, error = self._blamed(link, cause)
                 steps.append((name, did, monotonic() - started))
+                entered += links[: links.index(link)]
                 if error is cause:
                     raise
                 raise error from cause
-            entered.append(link)
             ended = monotonic()
-            steps.append((name, "passed" if reply is None else "answered", ended - started))
             if reply is not None:
+                steps.append((name, "answered", ended - started))
+                entered += links[: links.index(link) + 1]
                 if not isinstance(reply, Reply):
                     raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
                 return reply
+            steps.append((name, "passed", ended - started))
             started = ended
+        entered += links
         return None
 
     def _blamed(self, link: Link, cause: BaseException) -> tuple[Did, BaseException]:
