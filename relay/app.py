@@ -371,8 +371,7 @@ class App:
         ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
         error, loaded, started = outcome.error, ex.loaded, ex.started
         operation = ex.operation if reply.routed else OTHER
-        record = RequestRecord(operation, outcome.kind, monotonic() - started, ex.id)
-        record.steps = ex.steps
+        record = RequestRecord(operation, outcome.kind, monotonic() - started, ex.id, ex.steps)
         upstream = model = stream = first_byte_s = moderation_s = None
         if loaded is not None:
             record.model, record.stream = model, stream = loaded.model, loaded.stream

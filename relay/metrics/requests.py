@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from relay.metrics import families
-from relay.metrics.collectors import Counter, Histogram, counter, counters, gauge, histogram, histograms, within
+from relay.metrics.cells import Cells
+from relay.metrics.collectors import counter, counters, gauge, histogram, histograms, within
 from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OTHER, OUTCOMES, REFUSALS, UNSERVED
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct):
     """One request that has ended. Times are seconds; None: it did not come so far. Who makes it sets what is known.
 
     first_text_s: from its arrival; of a reply that is not streamed the first text is the whole of it.
@@ -26,6 +26,7 @@ class RequestRecord:
     outcome: str
     duration_s: float
     request_id: str = ""
+    steps: Sequence[tuple[str, str, float]] = ()
     stream: bool = False
     model: str = ""
     """As the client named it; counted under its name only if it is one of the configured."""
@@ -39,8 +40,10 @@ class RequestRecord:
     input_tokens: int | None = None
     output_tokens: int | None = None
     chunks: int = 0
-    steps: Sequence[tuple[str, str, float]] = ()
 
+
+_Met = tuple[Cells, int, Cells, Sequence[int], Sequence[float], int]
+"""Cells, and which of them, of a counter; and of a histogram its `cells`, `buckets`, `bounds` and `sum`."""
 
 _ERROR_TYPES = {
     outcome: "" if outcome in CLEAN else "server" if outcome in UNSERVED else "client" for outcome in OUTCOMES
@@ -69,7 +72,7 @@ class RequestMetrics:
         self._steps = counters(families.PLUGIN_REQUESTS, registry, plugin=plugins)
         self._errors = counters(families.PLUGIN_ERRORS, registry, plugin=plugins)
         self._seconds = histograms(families.PLUGIN_SECONDS, registry)
-        self._met: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._met: dict[tuple[str, str], _Met] = {}
         self._in_flight = gauge(families.IN_FLIGHT, registry)
         self._look: Callable[[], int] = lambda: 0
 
@@ -101,11 +104,10 @@ class RequestMetrics:
             # As `inc` and `observe` do, but not called: there are as many of these as of all the others.
             met = known.get((plugin, did)) or self._meet(plugin, did)
             if met is not None:
-                counted, observed = met
-                counted.cells[counted.at] += 1.0
-                kept = observed.cells
-                kept[observed.buckets[bisect_left(observed.bounds, seconds)]] += 1.0
-                kept[observed.sum] += seconds
+                counts, at, kept, buckets, bounds, total = met
+                counts[at] += 1.0
+                kept[buckets[bisect_left(bounds, seconds)]] += 1.0
+                kept[total] += seconds
         if record.chunks:
             self._chunks.inc(record.chunks)
         if record.overhead_s is not None:
@@ -115,12 +117,13 @@ class RequestMetrics:
         if operation in GEN_AI_OPERATIONS:
             self._generated(record, operation, outcome)
 
-    def _meet(self, plugin: str, did: str) -> tuple[Counter, Histogram] | None:
-        """What counts what a plugin did with a request, and for how long; None for one that is not configured."""
+    def _meet(self, plugin: str, did: str) -> _Met | None:
+        """Where is counted what a plugin did with a request, and for how long; None for one that is not configured."""
         step = self._steps.get((plugin, did))
         if step is None:
             return None
-        met = self._met[plugin, did] = (step, self._seconds[(plugin,)])
+        seconds = self._seconds[(plugin,)]
+        met = self._met[plugin, did] = step.cells, step.at, seconds.cells, seconds.buckets, seconds.bounds, seconds.sum
         return met
 
     def _generated(self, record: RequestRecord, operation: str, outcome: str) -> None:
