@@ -130,6 +130,7 @@ class Lane:
             self.settle()
         run, frames = self.run, self._frames
         found = run.extend(text, now)
+        self._end = run.end
         self.newest = chunk
         said = len(text)
         self._came += said
@@ -150,7 +151,6 @@ class Lane:
             else:
                 self._wait(chunk, need, said, now)
                 well = self.bytes <= self.room
-        self._end = run.end
         if self._remote:
             return well and not ((run.end >= run.ripe_at or now >= run.due) and run.ripe(now))
         # From here on by oneself, if nobody but one scanner has a say and no character before belongs to the next; what the

@@ -204,3 +204,21 @@ def test_a_lane_counts_what_waits_in_it(pieces: tuple[str, str]) -> None:
     assert guard.lane is not None
     waiting = list(map(frames.text, pieces * 50))[len(guard.released) - 1 :]
     assert guard.lane.bytes == len(b"".join(waiting))
+
+
+def test_what_has_come_is_counted_where_a_sink_raises() -> None:
+    """On the long way and on the short one, before the lane has told its run how far they have come and after."""
+
+    def refuse(chunk: Chunk) -> None:
+        raise RuntimeError
+
+    guard = talk("好", "好", "好")
+    lane = guard.lane
+    assert lane is not None
+    for count, text in enumerate(["好", "新", "好", "新"], 4):
+        [chunk] = Decoder(Chunk).feed(frames.text(text))
+        with pytest.raises(RuntimeError):
+            lane.say(chunk, text, 9.0, refuse)
+        assert count == lane.came
+    guard.abandon()
+    assert (7, 7) == (guard.tally.came, guard.tally.released)
