@@ -95,10 +95,7 @@ class Delivery(ABC):
 
     def on_chunks(self, data: bytes) -> bool:
         """A read that may be whole HTTP chunks, before anybody has looked at it; whether it was taken."""
-        chunks = split(data)
-        for chunk in chunks:
-            self.on_data(payload(chunk))
-        return bool(chunks)
+        return False
 
     def on_eof(self) -> None:
         if not self.done:
@@ -177,17 +174,18 @@ class StreamDelivery(Delivery):
         return bool(chunks)
 
     def _take_chunk(self, chunk: bytes) -> None:
-        if self._ready is None or not self._is_known(self._ready, chunk):
+        if not self._is_known(chunk):
             self._read(payload(chunk))
 
     def _take(self, data: bytes) -> None:
-        if self._ready is None or not self._is_known(self._ready, framed(data)):
+        if not self._is_known(framed(data)):
             self._read(data)
 
-    def _is_known(self, ready: Stencil, chunk: bytes) -> bool:
+    def _is_known(self, chunk: bytes) -> bool:
         """Whether an HTTP chunk is one more of the commonest events, and that has been fed."""
-        said = ready.said(chunk) or ready.read(chunk)
-        if said is None:
+        ready = self._ready
+        said = ready.said(chunk) or ready.read(chunk) if ready is not None else None
+        if ready is None or said is None:
             return False
         self._said = ready.said
         self._sink.feed(PlainChunk.of(chunk, said))

@@ -187,8 +187,8 @@ class StreamWriter:
         self.first_at = monotonic()
         self._pending.insert(0, begin)
         self.flush()
-        while self.outcome is None or self._protocol._paused:
-            if self._protocol._paused:
+        while self.outcome is None or request.protocol.writing_paused:
+            if request.protocol.writing_paused:
                 await _taken(request, transport, self._stall_timeout_s)
             self._ex.resume(self)
             if self.outcome is None:

@@ -66,8 +66,8 @@ class Lane:
     """The whole queue while a choice says nothing but more of its one run: the commonest case, without a `Held` a frame.
 
     room: how many bytes may wait in it. remote: whether windows are cut. estimated: whether tokens are counted.
-    newest: the last frame that it was told. came: how many characters. produced: estimated tokens. longest_hold_s, first_hold_s: how long a frame
-    that has left had waited, at most and the first of them. found: what the scanners found in the newest frame.
+    newest: the last frame that it was told. produced: estimated tokens. longest_hold_s, first_hold_s: how long a frame that
+    has left had waited, at most and the first of them. found: what the scanners found in the newest frame.
 
     Where one scanner alone has a say, and knows how texts go on, the lane follows it by itself: it keeps where they both
     stand, and tells the run and the scanner when it is done (`settle`).
@@ -99,6 +99,7 @@ class Lane:
 
     @property
     def came(self) -> int:
+        """How many characters."""
         return self._came + self._end - self.run.end
 
     def say(self, chunk: Chunk, text: str, now: float, release: Callable[[Chunk], None]) -> bool:
