@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from aiohttp import hdrs
 
-from relay.chain import Chain, Link
+from relay.chain import Chain
 from relay.config import Config
 from relay.cors import cors_headers
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
@@ -31,16 +31,17 @@ from relay.errors import (
     UpstreamError,
     unsupported_messages,
 )
-from relay.events import MODEL_CHARS, NOWHERE, Publisher
-from relay.exchange import CALLER, STOPPED_BY, Exchange, Outcome, OutcomeKind, ReplyHeaders
+from relay.events import NOWHERE, Publisher
+from relay.exchange import Exchange, Outcome, OutcomeKind, ReplyHeaders
 from relay.head import BARE, BODILESS, JSON, Standard
 from relay.keys import API_KEY
 from relay.log import Logger
-from relay.metrics import OTHER, Metrics, RequestRecord
+from relay.metrics import Metrics
+from relay.open_reply import Open
 from relay.plugin import Sink
-from relay.pure.openai import told_tokens
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.pure.shape import Shapes
+from relay.reports import Reports
 from relay.request import Request, new_id, read_body
 from relay.routes import CHAT, ROUTES, Route
 from relay.silence import WATCH_S, SilenceWatch
@@ -51,64 +52,6 @@ from relay.writer import Outbox, StreamWriter, WholeWriter, Writer, send
 
 # How long sinks may take to pass on the end of a reply whose client has left.
 END_S = 2.0
-
-
-# What else stands in the line of a request, of one that was none.
-_NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
-    "caller model stream upstream chunks duration_ms first_byte_ms first_text_ms upstream_ms moderation_ms relay_ms "
-    "plugins_ms input_tokens output_tokens".split()
-)
-
-
-class Open:
-    """A reply on its way; and what stands for the upstream while its answer has not begun: to stop that is to give up asking.
-
-    task: the handler's, to be cancelled only if the relay stops, or gives up. routed: its path is one that is served.
-    """
-
-    __slots__ = (
-        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "given_up", "moderated_s", "routed",
-        "silence", "status", "task", "writer",
-    )  # fmt: skip
-
-    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, routed: bool) -> None:
-        self.ex = ex
-        self.task = task
-        self.routed = routed
-        self.entered: list[Link] = []
-        self.answer: Answer | None = None
-        self.delivery: StreamDelivery | WholeDelivery | Replay | None = None
-        self.writer: Writer | None = None
-        self.status = 0
-        self.asked_at = 0.0  # `time.monotonic`
-        self.moderated_s = 0.0  # up to then
-        self.drained = False
-        self.silence: SilenceWatch | None = None
-        self.asking = self.given_up = False
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def stop(self, outcome: Outcome) -> None:
-        if self.asking and self.task is not None:
-            self.given_up = True
-            self.task.cancel()
-
-
-def _split(reply: Open, record: RequestRecord, first_text_s: float, came_s: float) -> float:
-    """Whose the time to the first text was, into `record`; returns what it waited for a verdict.
-
-    first_text_s, came_s: since the request's arrival, until that text was sent on and until it came.
-    """
-    before, moderated_s = reply.moderated_s, reply.ex.moderated_s
-    record.upstream_s = upstream_s = came_s - (reply.asked_at - reply.ex.started)
-    # What held the text for longer than it took to come did not hold it while it came.
-    moderation_s = before + min(max(0.0, first_text_s - came_s), (moderated_s or 0.0) - before)
-    if moderated_s is not None:
-        record.moderated_s = moderation_s
-    record.overhead_s = max(0.0, first_text_s - upstream_s - moderation_s)
-    return moderation_s
 
 
 class App:
@@ -129,7 +72,7 @@ class App:
         self._upstreams = upstreams
         self._metrics = metrics
         self._log = log
-        self._events = events
+        self.reports = Reports(metrics, log, events)
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop)
         self.turnstile = Turnstile(self._loop, before=self._outbox.write)
@@ -300,25 +243,6 @@ class App:
             self.turnstile.stream_closed()
             self._metrics.stream_closed()
 
-    def refused(self, error: RelayError, request_id: str, cause: BaseException | None) -> None:
-        """What was no request has been answered by the listener."""
-        outcome = Outcome.of(error).kind
-        self._metrics.request_ended(RequestRecord(operation=OTHER, outcome=outcome, duration_s=0.0, refusal=error.code))
-        if isinstance(error, InternalError):
-            self._log.error("request failed", request_id=request_id, exc_info=cause)
-        self._log.info(
-            "request",
-            request_id=request_id,
-            operation=OTHER,
-            outcome=outcome,
-            code=error.code,
-            status=error.status,
-            **_NOTHING_MORE,
-        )
-        self._events.publish(
-            "refusal", request_id=request_id, outcome=outcome, code=error.code, status=error.status, operation=OTHER
-        )
-
     async def _refuse(self, reply: Open, request: Request, error: RelayError, kind: OutcomeKind | None = None) -> None:
         """Answer by an error. Raises ConnectionResetError if another answer has begun."""
         ex = reply.ex
@@ -351,8 +275,8 @@ class App:
             await self._chain.leave(ex, reply.entered)
             if reply.answer is not None:
                 self._judge(reply.answer, ex.outcome)
-            self._record(reply, ex.outcome)
-            self._tell(reply, ex.outcome)
+            self.reports.ended(reply, ex.outcome)
+            self.reports.cut(reply, ex.outcome)
         finally:
             ex.forget()
             self._open.discard(reply)
@@ -365,77 +289,6 @@ class App:
             self._upstreams.failed(answer, outcome.error)
         elif outcome.kind in ("completed", "filtered", "exhausted"):
             self._upstreams.served(answer)
-
-    def _record(self, reply: Open, outcome: Outcome) -> None:
-        """Count a request that has ended, and write its line."""
-        ex, writer, answer, delivery = reply.ex, reply.writer, reply.answer, reply.delivery
-        error, loaded, started = outcome.error, ex.loaded, ex.started
-        operation = ex.operation if reply.routed else OTHER
-        record = RequestRecord(operation, outcome.kind, monotonic() - started, ex.id, ex.steps)
-        upstream = model = stream = first_byte_s = moderation_s = None
-        if loaded is not None:
-            record.model, record.stream = model, stream = loaded.model, loaded.stream
-        if answer is not None:
-            record.upstream = upstream = answer.upstream.name
-        if writer is not None:
-            record.chunks = writer.chunks
-            if writer.first_at:
-                first_byte_s = writer.first_at - started
-            if writer.first_text_at is not None:
-                record.first_text_s = writer.first_text_at - started
-        if error is not None and first_byte_s is None:
-            record.refusal = error.code
-        if delivery is not None and not isinstance(delivery, Replay):
-            record.input_tokens, record.output_tokens = told_tokens(delivery.usage)
-            if record.first_text_s is not None and delivery.first_text_at is not None:
-                moderation_s = _split(reply, record, record.first_text_s, delivery.first_text_at - started)
-        self._metrics.request_ended(record)
-        self._log.line(
-            "request",
-            {
-                "request_id": ex.id,
-                "operation": operation,
-                "outcome": outcome.kind,
-                "code": error.code if error is not None else None,
-                "status": reply.status or None,
-                "caller": ex.get(CALLER, "") or None,
-                "model": model[:64] if model is not None else None,
-                "stream": stream,
-                "upstream": upstream,
-                "chunks": record.chunks,
-                "duration_ms": _ms(record.duration_s),
-                "first_byte_ms": _ms(first_byte_s),
-                "first_text_ms": _ms(record.first_text_s),
-                "upstream_ms": _ms(record.upstream_s),
-                "moderation_ms": _ms(moderation_s),
-                "relay_ms": _ms(record.overhead_s),
-                "plugins_ms": {plugin: (s * 1e5 + _WHOLE - _WHOLE) / 100.0 for plugin, _, s in ex.steps},
-                "input_tokens": record.input_tokens,
-                "output_tokens": record.output_tokens,
-            },
-        )
-
-    def _tell(self, reply: Open, outcome: Outcome) -> None:
-        """Publish that a reply was cut, or a request refused."""
-        ex, error = reply.ex, outcome.error
-        begun = reply.writer is not None and bool(reply.writer.first_at)
-        cut = outcome.kind in ("filtered", "exhausted") or (begun and error is not None)
-        if not cut and error is None:
-            return
-        moderator, label = ex.get(STOPPED_BY, ("", ""))
-        self._events.publish(
-            "cut" if cut else "refusal",
-            request_id=ex.id,
-            outcome=outcome.kind,
-            code=error.code if error is not None else None,
-            status=reply.status or None,
-            moderator=moderator or None,
-            label=label or None,
-            caller=ex.get(CALLER, "") or None,
-            model=ex.loaded.model[:MODEL_CHARS] if ex.loaded else None,
-            upstream=reply.answer.upstream.name if reply.answer is not None else None,
-            operation=None if cut else ex.operation if reply.routed else OTHER,
-        )
 
     # The app's own life
 
@@ -532,12 +385,3 @@ def _cut_off(reply: Open) -> Unavailable:
         code="draining",
         headers={hdrs.CONNECTION: "close", **(NO_RETRY if reply.ex.asked else {})},
     )
-
-
-# A float that is added to a number and taken from it again leaves a whole one, the nearest: above it there are no others.
-_WHOLE = 1.5 * 2.0**52
-
-
-def _ms(seconds: float | None) -> float | None:
-    # To hundredths. `round` costs so much more that it shows: there are ten of these in the line of a request.
-    return None if seconds is None else (seconds * 1e5 + _WHOLE - _WHOLE) / 100.0

@@ -199,7 +199,7 @@ async def running(
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
         public = Listener(
             app.handle,
-            on_refusal=app.refused,
+            on_refusal=app.reports.refused,
             turnstile=app.turnstile,
             keepalive_timeout=config.server.idle_timeout_s,
         )

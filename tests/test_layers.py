@@ -65,7 +65,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.admin_openapi"}),
     frozenset({"relay.admin_events"}),
     frozenset({"relay.admin_api"}),
-    frozenset({"relay.administration", "relay.silence"}),
+    frozenset({"relay.administration", "relay.reports"}),
+    frozenset({"relay.open_reply"}),
+    frozenset({"relay.silence"}),
     frozenset(
         {
             "relay.assembly",
