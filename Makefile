@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/made-by-$(subst /,-,$(PYTHON)).stamp
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 LOCKED := --only-binary :all: --require-hashes
+# A process of tests for each core: many wait for other processes. What a file of system tests starts, it starts once.
+SPREAD := --numprocesses auto --dist
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --annotation-style line
 
@@ -18,10 +20,10 @@ run: $(VENV)/run.stamp  ## the whole relay with a built-in upstream: prints addr
 	$(BIN)/relay demo
 
 test: $(VENV)/dev.stamp  ## everything that needs no package of Debian's
-	$(BIN)/python -m pytest -m "not system and not long"
+	$(BIN)/python -m pytest $(SPREAD) worksteal -m "not system and not long"
 
 test-system: $(VENV)/dev.stamp  ## what needs Debian's packages (.ci/run installs them)
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest $(SPREAD) loadfile -m system
 
 test-long: $(VENV)/dev.stamp  ## the properties, for longer
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m long

@@ -258,7 +258,7 @@ async def test_a_dead_worker_is_replaced(launch, streams):
         assert (victim, pid, "died", "error") == (ended["worker"], ended["pid"], ended["reason"], ended["level"])
         after = await relay.metrics()
         assert [] == [
-            name for name, value in before.items() if name.startswith("relay_requests") and after[name] < value
+            name for name, value in before.items() if name.startswith("relay_requests_total") and after[name] < value
         ]
         assert after["relay_open_streams"] < 40
         served = await relay.says("worker serves", 3)
@@ -271,7 +271,9 @@ async def test_a_dead_worker_is_replaced(launch, streams):
             assert 200 == await relay.ask()  # the new one takes its part
             await relay.says("request", len(relay.lines("request")))
         last = await relay.metrics()
-        assert [] == [name for name, value in after.items() if name.startswith("relay_requests") and last[name] < value]
+        assert [] == [
+            name for name, value in after.items() if name.startswith("relay_requests_total") and last[name] < value
+        ]
         assert 1 == last['relay_worker_ends_total{reason="died"}']
         assert (200, []) == await relay.readiness()
 
