@@ -1,9 +1,13 @@
-"""How a worker takes connections from a socket that it shares: one in a turn of its loop, and none while others have fewer.
+"""How a process takes connections: the more in a turn of its loop the more there are, and none while other workers have fewer.
+
+A loop of libuv takes one in a turn (since 1.46). One that is busy with the events of a thousand streams turns fifty times a
+second: of a thousand clients that come together, who is last waits for twenty seconds. asyncio's takes all that there are,
+and its streams wait. Here the number doubles with each turn that left somebody waiting, up to `MAX_AT_ONCE`.
 
 Left to themselves, workers share badly when many come at once, as after a restart of the balancer in front: the one that
 wakes first takes nearly all (on two cores at work, up to 96 of 100), for as long as their streams last. So each writes on a
 common board how many connections it has, and one that has more than another leaves what comes to that one for `YIELD_S`.
-What is still there after that it takes, more each time: the other one may be standing still.
+What is still there after that it takes: the other one may be standing still.
 """
 
 from __future__ import annotations
@@ -55,13 +59,18 @@ class Board:
         return min((number for number in self._places if number != _ABSENT), default=0)
 
 
-class SharedSite(web.BaseSite):
-    """Serves a runner's `Listener` on a listening socket that other processes accept on too."""
+class Site(web.BaseSite):
+    """Serves a runner's `Listener` on a listening socket. With a board, other processes accept on it too."""
 
     __slots__ = ("_acceptor", "_board", "_listener", "_sock", "_worker")
 
     def __init__(
-        self, runner: web.BaseRunner, listener: Listener, sock: socket.socket, board: Board, worker: int
+        self,
+        runner: web.BaseRunner,
+        listener: Listener,
+        sock: socket.socket,
+        board: Board | None = None,
+        worker: int = 0,
     ) -> None:
         super().__init__(runner)
         self._listener = listener
@@ -71,7 +80,7 @@ class SharedSite(web.BaseSite):
 
     @property
     def name(self) -> str:
-        return f"shared {self._sock.getsockname()}"
+        return str(self._sock.getsockname())
 
     async def start(self) -> None:
         await super().start()
@@ -88,7 +97,7 @@ class SharedSite(web.BaseSite):
 class _Acceptor:
     """Closed, it leaves connections alone that were taken."""
 
-    def __init__(self, listener: Listener, sock: socket.socket, board: Board, worker: int) -> None:
+    def __init__(self, listener: Listener, sock: socket.socket, board: Board | None, worker: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._sock = sock
@@ -97,33 +106,44 @@ class _Acceptor:
         self._tasks: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._at_once = 1
-        listener.on_count = self._count
-        self._count(listener.count)
+        if board is not None:
+            listener.on_count = self._count
+            self._count(listener.count)
         self._loop.add_reader(sock, self._come)
 
     def _count(self, connections: int) -> None:
-        self._board.write(self._worker, connections)
+        if self._board is not None:
+            self._board.write(self._worker, connections)
 
     def _come(self) -> None:
         """There is somebody, or was when this process was woken."""
-        least = self._board.least()
-        if self._listener.count + len(self._tasks) > least + 1 + least // 8:
-            self._rest(YIELD_S, self._still)
+        room = self._room()
+        if room > 0:
+            self._take(min(room, self._at_once))
         else:
-            self._take()
+            self._rest(YIELD_S, self._still)
+
+    def _room(self) -> int:
+        """How many it may take before it is to look at what the others have."""
+        if self._board is None:
+            return MAX_AT_ONCE
+        least = self._board.least()
+        return least + 2 + least // 8 - self._listener.count - len(self._tasks)
 
     def _still(self) -> None:
         """Those who have fewer have had their turn."""
-        for _ in range(self._at_once):
-            if not self._take():
-                self._at_once = 1
-                break
-        else:
-            self._at_once = min(MAX_AT_ONCE, 2 * self._at_once)
+        self._take(self._at_once)
         if self._pause is None:
             self._listen()
 
-    def _take(self) -> bool:
+    def _take(self, most: int) -> None:
+        for _ in range(most):
+            if not self._taken():
+                self._at_once = 1
+                return
+        self._at_once = min(MAX_AT_ONCE, 2 * self._at_once)
+
+    def _taken(self) -> bool:
         """Whether there was one."""
         try:
             connection, _ = self._sock.accept()
@@ -162,6 +182,7 @@ class _Acceptor:
         self._loop.remove_reader(self._sock)
         if self._pause is not None:
             self._pause.cancel()
-        self._listener.on_count = None
-        self._board.remove(self._worker)
+        if self._board is not None:
+            self._listener.on_count = None
+            self._board.remove(self._worker)
         self._sock.close()

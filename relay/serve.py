@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from relay.acceptor import Board, SharedSite
+from relay.acceptor import Board, Site
 from relay.admin import Admin, Readiness
 from relay.admin_api import AdminApi
 from relay.administration import Administration
@@ -251,12 +251,8 @@ async def accept(
     stack.push_async_callback(runner.cleanup)
     port = int(sockets[0].getsockname()[1])
     for each in sockets:
-        site: web.BaseSite
-        if share is not None:
-            site = SharedSite(runner, server, each, share.board, share.worker)
-        else:
-            site = web.SockSite(runner, each, backlog=BACKLOG)
-        await site.start()
+        seat = () if share is None else (share.board, share.worker)
+        await Site(runner, server, each, *seat).start()
     return runner, port
 
 

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from relay.acceptor import Board, SharedSite
+from relay.acceptor import Board, Site
 from relay.listener import ResponseListener
 
 PATIENCE_S = 20.0
@@ -35,7 +35,7 @@ async def stage(board):
             runner = web.ServerRunner(listener, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            site = SharedSite(runner, listener, sock or common.dup(), board, number)
+            site = Site(runner, listener, sock or common.dup(), board, number)
             await site.start()
             start.sites[number] = site
             return listener
