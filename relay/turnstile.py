@@ -15,8 +15,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-# One may begin in each turn of the loop, and one more for each of these that the last turn took. A beginning takes about
-# a third of it, so that a loop which is busy with events gives a good part of its time to those who wait to begin.
+# One may begin in each turn of the loop. A turn that took longer than this has more to do than to let requests begin: then
+# one more may for each START_S of what it took beyond. A beginning takes about a third of that, so that a loop which is
+# busy with events gives a good part of its time to those who wait to begin.
+CALM_S: Final = 0.0025
 START_S: Final = 0.0006
 # For so long after the last stream the next ones are expected: clients that stream ask again.
 QUIET_S: Final = 1.0
@@ -77,7 +79,7 @@ class Turnstile:
         """The loop has looked at its sockets."""
         self._before()
         now = self._clock()
-        left = 1 + int((now - self._turned_at) / START_S)
+        left = 1 + int(max(0.0, now - self._turned_at - CALM_S) / START_S)
         self._turned_at = now
         self._turning = bool(self._waiting)
         if self._turning:

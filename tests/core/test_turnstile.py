@@ -3,7 +3,7 @@
 import asyncio
 from functools import partial
 
-from relay.turnstile import QUIET_S, START_S, Turnstile
+from relay.turnstile import CALM_S, QUIET_S, START_S, Turnstile
 
 
 class Clock:
@@ -85,9 +85,10 @@ async def test_more_after_a_turn_that_took_long():
     turnstile, clock = made()
     turnstile.stream_opened()
     begun = entered(turnstile, 9)
-    clock.now += 2.5 * START_S
+    clock.now += CALM_S + 2.5 * START_S
     await asyncio.sleep(0)
     assert [0, 1, 2, 3] == begun
+    clock.now += CALM_S - START_S
     await asyncio.sleep(0)
     assert [0, 1, 2, 3, 4] == begun
     clock.now += 100 * START_S
