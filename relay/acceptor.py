@@ -54,9 +54,12 @@ class Board:
         """It takes no more."""
         self.write(worker, _ABSENT)
 
-    def least(self) -> int:
-        """The fewest that one of those has who stand on it."""
-        return min((number for number in self._places if number != _ABSENT), default=0)
+    def least(self, besides: int) -> int | None:
+        """The fewest that one of those has who stand on it, besides this worker; None: there is no other."""
+        numbers = [number for number in self._places if number != _ABSENT]
+        if besides < _PLACES and self._places[besides] != _ABSENT:
+            numbers.remove(self._places[besides])
+        return min(numbers, default=None)
 
 
 class Site(web.BaseSite):
@@ -125,9 +128,9 @@ class _Acceptor:
 
     def _room(self) -> int:
         """How many it may take before it is to look at what the others have."""
-        if self._board is None:
+        least = None if self._board is None else self._board.least(besides=self._worker)
+        if least is None:
             return MAX_AT_ONCE
-        least = self._board.least()
         return least + 2 + least // 8 - self._listener.count - len(self._tasks)
 
     def _still(self) -> None:

@@ -1,9 +1,9 @@
-"""Workers that share a socket: who has more connections leaves the next one to the others, if they take it."""
+"""How connections are taken: quickly where many come, and who has more leaves the next one to other workers."""
 
 import asyncio
 import errno
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import aiohttp
 import pytest
@@ -27,7 +27,7 @@ async def stage(board):
         common = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         common.setblocking(False)
 
-        async def start(number, sock=None):
+        async def start(number, sock=None, board=board):
             async def handle(request):
                 return web.Response(text=str(number))
 
@@ -54,14 +54,17 @@ async def stage(board):
 def test_a_board_is_common(board, tmp_path):
     """What one writes another reads; who is not on it does not count."""
     other = Board(tmp_path)
-    assert 0 == other.least()
+    assert other.least(besides=0) is None
     board.write(0, 7)
     board.write(5, 3)
-    assert 3 == other.least()
+    assert 3 == other.least(besides=0)
+    assert 7 == other.least(besides=5)
+    assert 3 == other.least(besides=1)
     other.remove(5)
-    assert 7 == board.least()
+    assert 7 == board.least(besides=5)
     board.write(10**6, 1)
-    assert 7 == board.least()
+    assert 7 == board.least(besides=10**6)
+    assert board.least(besides=0) is None
 
 
 async def test_two_share(stage):
@@ -94,7 +97,27 @@ async def test_who_has_closed_takes_no_more(stage, board):
         await stage.sites[0].stop()
         assert [1] * 10 == [await stage.dial() for _ in range(10)]
     assert (had, 20 - had) == (first.count, second.count)
-    assert second.count == board.least()
+    assert second.count == board.least(besides=0)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_many_at_once(stage, board, alone):
+    """A loop that turns seldom, for all the events of its streams, has them in a few turns."""
+    address = stage.common.getsockname()
+    with ExitStack() as clients:
+        for _ in range(100):
+            clients.enter_context(socket.create_connection(address))
+        if not alone:
+            board.write(1, 300)  # another worker is busy
+        listener = await stage(0, board=None if alone else board)
+        turns = 0
+        while listener.count < 100:
+            await asyncio.sleep(0)
+            turns += 1
+            assert turns < 30
+    async with asyncio.timeout(PATIENCE_S):
+        while listener.count:
+            await asyncio.sleep(0)
 
 
 class Full:
