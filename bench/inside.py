@@ -113,17 +113,12 @@ class Wire(asyncio.Transport):
 
 
 class Loop(uvloop.Loop):
-    """uvloop without a network. listeners: what makes the protocols of those who would connect, by order of opening."""
+    """uvloop without a network."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.listeners: list[Callable[[], asyncio.Protocol]] = []
         self.upstream: asyncio.Protocol | None = None
         self.asked = asyncio.Event()
-
-    async def create_server(self, factory: Any, *args: Any, **options: Any) -> Any:
-        self.listeners.append(factory)
-        return await super().create_server(factory, *args, **options)
 
     async def sock_connect(self, sock: Any, address: Any) -> None:
         """Connected."""
@@ -140,7 +135,7 @@ class Loop(uvloop.Loop):
 class Client:
     """One connection to the relay."""
 
-    def __init__(self, loop: Loop, body: bytes) -> None:
+    def __init__(self, listener: Callable[[], asyncio.Protocol], body: bytes) -> None:
         self._request = (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nAccept: */*\r\n"
             b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b" % (KEY.encode(), len(body), body)
@@ -148,7 +143,7 @@ class Client:
         self._end = b"0\r\n\r\n" if b'"stream":true' in body else b"}"
         self._said: list[bytes] = []
         self._over = asyncio.Event()
-        self._protocol = loop.listeners[-1]()
+        self._protocol = listener()
         self._wire = Wire(self._protocol, self._read)
 
     def _read(self, data: bytes) -> None:
@@ -206,15 +201,16 @@ WORKS: Final = {"plain": (False, whole(200)), "stream": (True, events(200)), "lo
 class Inside:
     """A relay that serves on a loop without a network."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, listener: Callable[[], asyncio.Protocol]) -> None:
         self._loop = loop
+        self._listener = listener
 
     async def ask(self, kind: str, count: int) -> bytes:
         """Take `count` requests through the relay, one after the other; returns what the last client got."""
         loop = self._loop
         stream, reads = WORKS[kind]
         asked = {"model": "bench", "stream": stream, "messages": _MESSAGES}
-        client = Client(loop, json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode())
+        client = Client(self._listener, json.dumps(asked, ensure_ascii=False, separators=(",", ":")).encode())
         said = b""
         for _ in range(count):
             loop.asked.clear()
@@ -238,8 +234,8 @@ async def inside() -> AsyncIterator[Inside]:
         config = Path(folder, "relay.toml")
         config.write_text(RELAY_TOML)  # noqa: ASYNC240 — nothing runs yet
         Path(folder, "phrases.txt").write_text("\n".join(phrases()), encoding="utf-8")  # noqa: ASYNC240
-        async with running(load(config), configure(nowhere)):
-            yield Inside(loop)
+        async with running(load(config), configure(nowhere)) as relay:
+            yield Inside(loop, relay.listener)
 
 
 async def work(kind: str, count: int, profile: cProfile.Profile | None) -> bytes:

@@ -74,7 +74,7 @@ class Share:
 
 
 class Relay:
-    """A relay that serves. Ports are the ones in use, also where the configuration says 0; a worker has no admin port."""
+    """A relay that serves. listener: of clients. Ports are the ones in use, also where the configuration says 0; a worker has no admin port."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Relay:
         self.public_port = public[2]
         self.admin_port = admin_port
         self._leaving = leaving
-        self._listener, self._runner = public[:2]
+        self.listener, self._runner = public[:2]
 
     async def drain(self, delay_s: float, grace_s: float, on_deaf: Callable[[], None] = lambda: None) -> None:
         """Be ready no more, serve all for `delay_s`, and come to an end within the grace; `on_deaf` as of `retire`.
@@ -104,7 +104,7 @@ class Relay:
         """
         self._leaving.set()
         if delay_s:
-            self._listener.leave()
+            self.listener.leave()
             await asyncio.sleep(delay_s)
             await self.retire(grace_s, on_deaf)
         else:
@@ -117,12 +117,12 @@ class Relay:
         """
         for site in self._runner.sites:
             await site.stop()
-        self._listener.leave()
+        self.listener.leave()
         on_deaf()
         end = asyncio.get_running_loop().time() + grace_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                await self._listener.empty(LINGER_S)
+                await self.listener.empty(LINGER_S)
         await self.app.drain(max(0.0, end - asyncio.get_running_loop().time()))
 
 

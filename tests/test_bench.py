@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,3 +217,14 @@ def test_a_process_is_charged_with_what_it_starts() -> None:
         assert pss_kb(process.pid) > pss_kb(below[1]) > 1000
         with socket.create_connection(("127.0.0.1", port)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("work", "end"), [("plain", b'"system_fingerprint":"fp_123456789012345"}\n'), ("stream", b"0\r\n\r\n\n")]
+)
+def test_the_work_without_a_network(work: str, end: bytes) -> None:
+    """What instructions are counted of is a whole reply."""
+    command = [sys.executable, "-m", "bench.inside", work, "1", "--show"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    assert done.stdout.startswith(b"HTTP/1.1 200 OK")
+    assert done.stdout.endswith(end)
