@@ -7,7 +7,7 @@ and its streams wait. Here the number doubles with each turn that left somebody 
 Left to themselves, workers share badly when many come at once, as after a restart of the balancer in front: the one that
 wakes first takes nearly all (on two cores at work, up to 96 of 100), for as long as their streams last. So each writes on a
 common board how many connections it has, and one that has more than another leaves what comes to that one for `YIELD_S`.
-What is still there after that it takes: the other one may be standing still.
+What is still there after that it takes, more each time: the other one may be standing still.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class _Acceptor:
         self._worker = worker
         self._tasks: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
-        self._at_once = 1
+        self._at_once = 1  # in a turn
+        self._at_last = 1  # of what others have left here
         if board is not None:
             listener.on_count = self._count
             self._count(listener.count)
@@ -122,7 +123,8 @@ class _Acceptor:
         """There is somebody, or was when this process was woken."""
         room = self._room()
         if room > 0:
-            self._take(min(room, self._at_once))
+            took_all = self._take(min(room, self._at_once))
+            self._at_once = min(MAX_AT_ONCE, 2 * self._at_once) if took_all else 1
         else:
             self._rest(YIELD_S, self._still)
 
@@ -135,16 +137,14 @@ class _Acceptor:
 
     def _still(self) -> None:
         """Those who have fewer have had their turn."""
-        self._take(self._at_once)
+        took_all = self._take(self._at_last)
+        self._at_last = min(MAX_AT_ONCE, 2 * self._at_last) if took_all else 1
         if self._pause is None:
             self._listen()
 
-    def _take(self, most: int) -> None:
-        for _ in range(most):
-            if not self._taken():
-                self._at_once = 1
-                return
-        self._at_once = min(MAX_AT_ONCE, 2 * self._at_once)
+    def _take(self, most: int) -> bool:
+        """Whether there were so many."""
+        return all(self._taken() for _ in range(most))
 
     def _taken(self) -> bool:
         """Whether there was one."""
