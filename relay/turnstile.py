@@ -1,9 +1,9 @@
-"""Lets requests begin one after the other where streams are open, so that their events pass between them.
+"""Lets requests begin few at a time, so that the events of streams pass between them.
 
 A request that begins costs as much as ten events or twenty. When very many come in one instant (a hundred streams that
 have ended together, a client that was cut off from all of its own), a loop that begins them all before it looks at its
-sockets again keeps every open stream waiting until the last of them has begun. Where nobody streams there is nobody to
-keep waiting, and to begin many at once is cheaper: what they do is the same, and the processor remembers.
+sockets again keeps every open stream waiting until the last of them has begun, and the first of them for its first event.
+Where nobody streams yet they begin by eights: what they do is the same, the processor remembers it, and it is cheaper so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-# One may begin in each turn of the loop. A turn that took longer than this has more to do than to let requests begin: then
-# one more may for each START_S of what it took beyond. A beginning takes about a third of that, so that a loop which is
-# busy with events gives a good part of its time to those who wait to begin.
+# How many may begin in a turn of the loop.
+AMONG_STREAMS: Final = 1
+AMONG_NONE: Final = 8
+# A turn that took longer than this has more to do than to let requests begin: then one more may for each START_S of what
+# it took beyond. A beginning takes about a third of that, so that a loop which is busy with events gives a good part of
+# its time to those who wait to begin.
 CALM_S: Final = 0.0025
 START_S: Final = 0.0006
 # For so long after the last stream the next ones are expected: clients that stream ask again.
@@ -45,7 +48,7 @@ class Turnstile:
         self._before = before
         self._streams = 0
         self._quiet_at = 0.0  # the loop's clock
-        self._left = 1  # who may begin in this turn
+        self._left = 0  # who may still begin in this turn
         self._turning = False
         self._turned_at = 0.0
         self._waiting: deque[Callable[[], None]] = deque()
@@ -63,23 +66,25 @@ class Turnstile:
 
     def enter(self, begin: Callable[[], None]) -> None:
         """Have `begin` called. It does not raise."""
-        if not self._waiting and self._loop.time() >= self._quiet_at:
-            begin()
-        elif self._left:
+        if not self._turning:
+            self._turning = True
+            self._turned_at = self._clock()
+            self._left = self._at_once()
+            self._loop.call_soon(self._turn)
+        if self._left:
             self._left -= 1
-            if not self._turning:
-                self._turning = True
-                self._turned_at = self._clock()
-                self._loop.call_soon(self._turn)
             begin()
         else:
             self._waiting.append(begin)
+
+    def _at_once(self) -> int:
+        return AMONG_NONE if self._loop.time() >= self._quiet_at else AMONG_STREAMS
 
     def _turn(self) -> None:
         """The loop has looked at its sockets."""
         self._before()
         now = self._clock()
-        left = 1 + int(max(0.0, now - self._turned_at - CALM_S) / START_S)
+        left = self._at_once() + int(max(0.0, now - self._turned_at - CALM_S) / START_S)
         self._turned_at = now
         self._turning = bool(self._waiting)
         if self._turning:
@@ -87,4 +92,4 @@ class Turnstile:
         while left and self._waiting:
             left -= 1
             self._waiting.popleft()()
-        self._left = left if self._turning else 1
+        self._left = left

@@ -1,9 +1,9 @@
-"""Requests begin one after the other where streams are open, in the order in which they came."""
+"""Requests begin in the order in which they came, one in a turn where streams are open, by eights where none are."""
 
 import asyncio
 from functools import partial
 
-from relay.turnstile import CALM_S, QUIET_S, START_S, Turnstile
+from relay.turnstile import AMONG_NONE, CALM_S, QUIET_S, START_S, Turnstile
 
 
 class Clock:
@@ -58,9 +58,15 @@ async def test_nobody_overtakes():
     assert begun == list(range(6))
 
 
-async def test_at_once_where_nobody_streams():
+async def test_by_eights_where_nobody_streams():
     turnstile, _ = made()
-    assert entered(turnstile, 50) == list(range(50))
+    begun = entered(turnstile, 50)
+    for turn in range(1, 8):
+        assert begun == list(range(min(50, turn * AMONG_NONE)))
+        await asyncio.sleep(0)
+    # And those who come later begin at once.
+    await asyncio.sleep(0)
+    assert entered(turnstile, AMONG_NONE) == list(range(AMONG_NONE))
 
 
 async def test_a_while_after_the_last_stream():
@@ -77,7 +83,7 @@ async def test_a_while_after_the_last_stream():
         await asyncio.sleep(0)
     assert [0, 1, 2] == begun
     clock.now += QUIET_S / 2
-    assert entered(turnstile, 50) == list(range(50))
+    assert entered(turnstile, AMONG_NONE) == list(range(AMONG_NONE))
 
 
 async def test_more_after_a_turn_that_took_long():
