@@ -23,6 +23,8 @@ from relay.admin_events import PATH as EVENTS
 from relay.admin_events import AdminEvents
 from relay.admin_openapi import PATH as OPENAPI
 from relay.admin_openapi import rendered
+from relay.admin_reload import PATH as RELOAD
+from relay.admin_reload import Reload, answer
 from relay.errors import RelayError
 from relay.events import Events
 from relay.metrics import Exposition
@@ -66,12 +68,17 @@ class Admin:
         self._ready = ready
         self._api = api
         self._events = AdminEvents(events or Events())
+        self._reload: Reload | None = None
         self._openapi = rendered()
         self._token_digest = None if token is None else _digest(token.reveal())
 
     def serve(self, api: AdminApi) -> None:
         """Answer what is asked under /admin/ from now on."""
         self._api = api
+
+    def reloads(self, reload: Reload) -> None:
+        """Have relay.toml read again by this, from now on, when that is asked for."""
+        self._reload = reload
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. Every error has the shape of an OpenAI error body."""
@@ -104,6 +111,8 @@ class Admin:
             return _read_only(request) or _json(200, self._openapi)
         if request.path == EVENTS:
             return _read_only(request) or await self._follow(request)
+        if request.path == RELOAD:
+            return await self._answer_reload(request)
         if self._api is None:
             message = "The relay is starting; try again in a moment."
             return _error(503, message, code="starting", headers={hdrs.RETRY_AFTER: "1"})
@@ -114,6 +123,12 @@ class Admin:
         if status == 204:
             return web.Response(status=status, headers=_HEADERS)
         return _json(status, body, headers)
+
+    async def _answer_reload(self, request: web.BaseRequest) -> web.Response:
+        try:
+            return _json(200, await answer(request, self._reload))
+        except RelayError as error:
+            return _json(error.status, error.body, error.headers)
 
     async def _follow(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -16,6 +16,7 @@ import msgspec
 from relay.admin_api import DEFAULT_PAGE, ROUTES, Action
 from relay.admin_events import LAST_EVENT_ID, QUERY
 from relay.admin_events import PATH as EVENTS
+from relay.admin_reload import PATH as RELOAD
 from relay.events import FIELDS, FILTERS, KEPT, KINDS, MAX_LISTENERS
 from relay.keyring import MAX_PAGE
 
@@ -40,6 +41,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
     409: "It does not fit what there is: the name is taken, the balance does not allow it, or there is no store.",
     413: "The body is too large.",
     415: "The body is not sent as JSON.",
+    422: "There is an error in relay.toml, of which the message names the line. Nothing has changed.",
     500: "The relay's own fault; its log says more.",
     503: "The store does not answer, or takes nothing. The message says whether it may have been done nonetheless. "
     f"Of events: {MAX_LISTENERS} listen already.",
@@ -86,6 +88,7 @@ def document() -> dict[str, Any]:
             item[method.lower()] = _operation(action, refer)
         paths[template] = item
     paths[EVENTS] = {"get": _EVENTS}
+    paths[RELOAD] = {"post": _RELOAD}
     paths[PATH] = {
         "get": {
             "operationId": "openapi",
@@ -178,6 +181,23 @@ def _asked_of_events(name: str) -> dict[str, Any]:
     joined = {"style": "form", "explode": False} if name == "kind" else {}
     return {"name": name, "in": "query", "description": text, **joined, "schema": schema}
 
+
+_RELOAD: Final = {
+    "operationId": "reload",
+    "summary": "Read relay.toml again",
+    "description": "Answered when what stands in it is served: requests begin by it, those under way end by what was served.",
+    "responses": {
+        "200": {
+            "description": "It is served.",
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "required": ["state"], "properties": {"state": {"const": "done"}}}
+                }
+            },
+        },
+        **_refusals((400, 401, 403, 422, 503)),
+    },
+}
 
 _RESUME: Final = {
     "name": LAST_EVENT_ID,

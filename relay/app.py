@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from time import monotonic
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 import orjson
 from aiohttp import hdrs
 
-from relay.chain import Chain
-from relay.config import Config
 from relay.cors import cors_headers
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import (
@@ -33,6 +30,7 @@ from relay.errors import (
 )
 from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange, Outcome, OutcomeKind, ReplyHeaders
+from relay.generation import Generation
 from relay.head import BARE, BODILESS, JSON, Standard
 from relay.keys import API_KEY
 from relay.log import Logger
@@ -40,10 +38,9 @@ from relay.metrics import Metrics
 from relay.open_reply import Open
 from relay.plugin import Sink
 from relay.pure.request import ChatRequest, InvalidRequest
-from relay.pure.shape import Shapes
 from relay.reports import Reports
 from relay.request import Request, new_id, read_body
-from relay.routes import CHAT, ROUTES, Route
+from relay.routes import Route
 from relay.silence import WATCH_S, SilenceWatch
 from relay.turnstile import Turnstile
 from relay.upstream import Answer, Upstreams
@@ -55,34 +52,24 @@ END_S = 2.0
 
 
 class App:
-    """Handles the requests of the public listener."""
+    """Handles the requests of the public listener.
 
-    def __init__(
-        self,
-        config: Config,
-        chain: Chain,
-        upstreams: Upstreams,
-        metrics: Metrics,
-        log: Logger,
-        events: Publisher = NOWHERE,
-    ) -> None:
-        self._server = config.server
-        self._chain = chain
-        self._routes = {**ROUTES, **dict.fromkeys(chain.routes, CHAT)}
-        self._upstreams = upstreams
+    generation: on which requests begin now; what has begun on another one ends there.
+    """
+
+    def __init__(self, generation: Generation, metrics: Metrics, log: Logger, events: Publisher = NOWHERE) -> None:
+        self.generation = generation
         self._metrics = metrics
         self._log = log
         self.reports = Reports(metrics, log, events)
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop)
         self.turnstile = Turnstile(self._loop, before=self._outbox.write)
-        self._shapes: defaultdict[str, Shapes] = defaultdict(Shapes)  # by upstream
         self._open: set[Open] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._models = upstreams.models
         metrics.requests.watch(lambda: len(self._open))
 
     # One request
@@ -90,21 +77,20 @@ class App:
     async def handle(self, request: Request) -> None:
         """Answer one request; never raises but for cancellation, or if its client is gone."""
         message, headers = request.message, request.headers
+        generation = self.generation
         path = message.path
-        route = self._routes.get(path)
+        route = generation.routes.get(path)
         if route is None:
             path = message.url.raw_path  # without a query; a path with escapes is another one
-            route = self._routes.get(path)
+            route = generation.routes.get(path)
         ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.reply_headers["x-request-id"] = ex.id
-        reply = Open(ex, request.task, route is not None)
-        if not self._open:
-            self._idle.clear()
-        self._open.add(reply)
+        reply = Open(ex, request.task, generation, route is not None)
+        self._begun(reply)
         try:
             origin = headers.get(hdrs.ORIGIN)
             if origin is not None:
-                ex.reply_headers.update(cors_headers(origin, headers, self._server.cors_origins))
+                ex.reply_headers.update(cors_headers(origin, headers, generation.server.cors_origins))
             try:
                 if route is None:
                     raise Reject("There is no such path; see the documentation.", code="not_found", status=404)
@@ -114,9 +100,11 @@ class App:
                     await self._send(reply, request, 204, BARE, {hdrs.ALLOW: f"{route.method}, OPTIONS"}, b"")
                 elif ex.operation == "chat":
                     body = await read_body(
-                        request, max_bytes=self._server.max_body_bytes, timeout_s=self._server.body_timeout_s
+                        request,
+                        max_bytes=generation.server.max_body_bytes,
+                        timeout_s=generation.server.body_timeout_s,
                     )
-                    ex.loads(lambda: self._load(path, body))
+                    ex.loads(lambda: _load(generation, path, body))
                     await self._chat(reply, request)
                 else:
                     await self._look_up(reply, request)
@@ -138,6 +126,12 @@ class App:
             self._spawn(self._leave(reply))
         reply.status = request.status
 
+    def _begun(self, reply: Open) -> None:
+        if not self._open:
+            self._idle.clear()
+        self._open.add(reply)
+        reply.generation.requests += 1
+
     def _check(self, request: Request, route: Route) -> None:
         """Raises a refusal for what is no request to us."""
         method, asked = route.method, request.message.method
@@ -153,20 +147,10 @@ class App:
         if self._draining:
             raise _draining()
 
-    def _load(self, path: str, body: bytes) -> ChatRequest:
-        try:
-            request = self._chain.read(path, body)
-        except InvalidRequest as error:
-            if error.code == "invalid_messages":
-                raise unsupported_messages() from None
-            raise Reject(error.message, code=error.code, param=error.param) from None
-        self._upstreams.serving(request.model)  # raises if nobody does
-        return request
-
     async def _look_up(self, reply: Open, request: Request) -> None:
         """Answer what needs no upstream: a plugin does, or we list the models."""
-        ex = reply.ex
-        answered = await self._chain.enter(ex, reply.entered)
+        ex, generation = reply.ex, reply.generation
+        answered = await generation.chain.enter(ex, reply.entered)
         if answered is None and ex.operation == "quota":
             raise Reject("No quota is kept here: there is nothing to ask about.", code="not_found", status=404)
         ex.outcome = Outcome("completed")
@@ -174,14 +158,16 @@ class App:
             body = b"" if answered.status in BODILESS else b"".join(chunk.raw for chunk in answered.chunks)
             await self._send(reply, request, answered.status, JSON, answered.headers, body)
         else:
-            models = filter(ex[API_KEY].may_ask, self._models) if API_KEY in ex else self._models
+            served = generation.upstreams.models
+            models = filter(ex[API_KEY].may_ask, served) if API_KEY in ex else served
             await self._send(reply, request, 200, JSON, NO_HEADERS, _model_list(models))
 
     async def _send(
         self, reply: Open, request: Request, status: int, standard: Standard, headers: Mapping[str, str], body: bytes
     ) -> None:
         """Send what is no model's answer."""
-        await send(request, reply.ex, status, standard, headers, body, stall_timeout_s=self._server.stall_timeout_s)
+        stall_timeout_s = reply.generation.server.stall_timeout_s
+        await send(request, reply.ex, status, standard, headers, body, stall_timeout_s=stall_timeout_s)
 
     async def _ask(self, reply: Open) -> Answer:
         """Ask an upstream, unless a plugin stops the exchange meanwhile; then its error is raised."""
@@ -191,7 +177,7 @@ class App:
         ex.asked = reply.asking = True
         ex.attach(reply)
         try:
-            return await self._upstreams.ask(ex)
+            return await reply.generation.upstreams.ask(ex)
         except asyncio.CancelledError:
             if not reply.given_up or reply.task is None or reply.task.uncancel() or ex.stopped is None:
                 raise
@@ -200,13 +186,13 @@ class App:
             reply.asking = False
 
     async def _chat(self, reply: Open, request: Request) -> None:
-        ex = reply.ex
-        answered = await self._chain.enter(ex, reply.entered)
+        ex, generation = reply.ex, reply.generation
+        answered = await generation.chain.enter(ex, reply.entered)
         stream = ex.request.stream
         if answered is None:
             reply.asked_at, reply.moderated_s = monotonic(), ex.moderated_s or 0.0
             reply.answer = await self._ask(reply)
-        stall_timeout_s = self._server.stall_timeout_s
+        stall_timeout_s = generation.server.stall_timeout_s
         writer: Writer
         if stream and (answered is None or answered.status not in BODILESS):
             writer = StreamWriter(ex, request, self._outbox, stall_timeout_s)
@@ -216,7 +202,7 @@ class App:
         asked_by_us = reply.answer is not None and stream and reply.answer.usage_asked
         last: Sink = UsageFilter(writer) if asked_by_us else writer
         try:
-            sink = self._chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, last)
+            sink = generation.chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, last)
         except BaseException:
             reply.writer = None
             if reply.answer is not None:
@@ -228,7 +214,7 @@ class App:
         elif reply.answer is not None:
             body, name = reply.answer.body, reply.answer.upstream.name
             reply.delivery = (
-                StreamDelivery(ex, sink, body, self._shapes[name]) if stream else WholeDelivery(ex, sink, body)
+                StreamDelivery(ex, sink, body, generation.shapes[name]) if stream else WholeDelivery(ex, sink, body)
             )
         if reply.delivery is not None:
             reply.delivery.start()
@@ -272,23 +258,17 @@ class App:
                 ex.outcome = writer.outcome
             await ex.close()
             ex.outcome = ex.outcome or Outcome("client_gone")
-            await self._chain.leave(ex, reply.entered)
+            await reply.generation.chain.leave(ex, reply.entered)
             if reply.answer is not None:
-                self._judge(reply.answer, ex.outcome)
+                _judge(reply.generation.upstreams, reply.answer, ex.outcome)
             self.reports.ended(reply, ex.outcome)
             self.reports.cut(reply, ex.outcome)
         finally:
             ex.forget()
+            reply.generation.settled()
             self._open.discard(reply)
             if not self._open:
                 self._idle.set()
-
-    def _judge(self, answer: Answer, outcome: Outcome) -> None:
-        """Tell who answered how it went."""
-        if isinstance(outcome.error, UpstreamError):
-            self._upstreams.failed(answer, outcome.error)
-        elif outcome.kind in ("completed", "filtered", "exhausted"):
-            self._upstreams.served(answer)
 
     # The app's own life
 
@@ -300,7 +280,7 @@ class App:
     async def watch(self) -> None:
         """Look after silent upstreams and silent replies, until cancelled."""
         while True:
-            await asyncio.sleep(min(WATCH_S, self._server.keepalive_s / 2))
+            await asyncio.sleep(min(WATCH_S, self.generation.server.keepalive_s / 2))
             self._look(asyncio.get_running_loop().time())
 
     def _look(self, now: float) -> None:
@@ -313,7 +293,7 @@ class App:
                     reply.writer,
                     reply.delivery,
                     self._log,
-                    keepalive_s=self._server.keepalive_s,
+                    keepalive_s=reply.generation.server.keepalive_s,
                     idle_timeout_s=reply.answer.upstream.idle_timeout_s if reply.answer is not None else math.inf,
                 )
 
@@ -353,6 +333,26 @@ class App:
     @property
     def draining(self) -> bool:
         return self._draining
+
+
+def _load(generation: Generation, path: str, body: bytes) -> ChatRequest:
+    """The chat completion that is asked for. Raises a refusal."""
+    try:
+        request = generation.chain.read(path, body)
+    except InvalidRequest as error:
+        if error.code == "invalid_messages":
+            raise unsupported_messages() from None
+        raise Reject(error.message, code=error.code, param=error.param) from None
+    generation.upstreams.serving(request.model)  # raises if nobody does
+    return request
+
+
+def _judge(upstreams: Upstreams, answer: Answer, outcome: Outcome) -> None:
+    """Tell who answered how it went."""
+    if isinstance(outcome.error, UpstreamError):
+        upstreams.failed(answer, outcome.error)
+    elif outcome.kind in ("completed", "filtered", "exhausted"):
+        upstreams.served(answer)
 
 
 def _model_list(names: Iterable[str]) -> bytes:

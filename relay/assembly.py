@@ -45,9 +45,11 @@ def registries() -> Registries:
 def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chain:
     """The chain that a configuration describes. Raises ConfigError with every problem found."""
     if config.server.workers > 1 and config.store.scheme == "memory":
-        raise ConfigError(
-            f"{config.path}: server.workers: several workers share what they count, and store.url is memory:, which is one "
-            "process's; write embedded: there, or the redis:// of a server, or use workers = 1"
+        raise config.wrong(
+            [
+                "server.workers: several workers share what they count, and store.url is memory:, which is one process's; "
+                "write embedded: there, or the redis:// of a server, or use workers = 1"
+            ]
         )
     if str(config.folder) not in sys.path:
         # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration; last, so that it hides no other module.
@@ -90,10 +92,10 @@ def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chai
         built.append((_unique(use, [name for name, _ in built]), plugin))
     if not problems:
         try:
-            return Chain(built)
+            return Chain(built, places=[f"plugins[{position}]" for position in range(len(built))])
         except ConfigError as error:
             problems += error.problems
-    raise ConfigError(*(f"{config.path}: {problem}" for problem in problems))
+    raise config.wrong(problems)
 
 
 def _whole(use: str, cls: type[Moderator]) -> type[Moderator]:

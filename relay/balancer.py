@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from relay.config import ANY_MODEL, Upstream
 from relay.errors import unsupported_model
@@ -12,6 +14,8 @@ from relay.log import Logger
 from relay.metrics import Metrics
 from relay.pure.health import Health, Reason
 from relay.pure.retry import RetryBudget
+
+_NOTHING: Final[Mapping[str, Health]] = MappingProxyType({})
 
 
 class Balancer:
@@ -28,19 +32,27 @@ class Balancer:
         log: Logger,
         now: float,
         events: Publisher = NOWHERE,
+        known: Mapping[str, Health] = _NOTHING,
     ) -> None:
+        """known: how upstreams are, as of `health`, that were asked by another balancer."""
         upstreams = sorted(configured, key=lambda upstream: upstream.priority)
         self._serving = {
             model: tuple(u for u in upstreams if model in u.model_map or ANY_MODEL in u.model_map)
             for upstream in upstreams
             for model in upstream.model_map
         }
-        self._health = {upstream.name: Health() for upstream in upstreams}
+        self._places = {upstream.name: f"{upstream.name} {upstream.base_url}" for upstream in upstreams}
+        self._health = {name: known.get(place) or Health() for name, place in self._places.items()}
         self._budget = RetryBudget(now)
         self._random = random.Random()  # noqa: S311 - it spreads load
         self._metrics = metrics
         self._log = log
         self._events = events
+
+    @property
+    def health(self) -> Mapping[str, Health]:
+        """How each is, by its name and where it is: one that has moved is another one."""
+        return {place: self._health[name] for name, place in self._places.items()}
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -52,11 +52,16 @@ class Link:
 class Chain:
     """Plugins under their names. Raises ConfigError if they do not fit together."""
 
-    def __init__(self, plugins: Iterable[tuple[str, Plugin]], on_error: OnError | None = None) -> None:
-        """`on_error` is told what a plugin raised that is not ours, for the log; it may be given later, by `tell`."""
+    def __init__(
+        self, plugins: Iterable[tuple[str, Plugin]], on_error: OnError | None = None, places: Sequence[str] = ()
+    ) -> None:
+        """on_error: told what a plugin raised that is not ours, for the log; it may be given later, by `tell`.
+
+        places: where each plugin stands in the configuration; with it problems begin.
+        """
         self.links = tuple(Link(name, plugin) for name, plugin in plugins)
         self._on_error = on_error or (lambda error, cause: None)
-        _check(self.links)
+        _check(self.links, [f"{place}: " for place in places] or [""] * len(self.links))
         self._taking_part: dict[Operation, tuple[Link, ...]] = {
             operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
             for operation in OPERATIONS
@@ -271,17 +276,20 @@ def _takes_part(link: Link) -> bool:
     return any(link.overrides(hook) for hook in ("on_request", "on_stream", "on_end"))
 
 
-def _check(links: Sequence[Link]) -> None:
+def _check(links: Sequence[Link], places: Sequence[str]) -> None:
     problems = []
     routes = dict.fromkeys(ROUTES, "the relay itself")
-    for position, link in enumerate(links):
+    for position, (link, place) in enumerate(zip(links, places, strict=True)):
         for route in link.plugin.routes:
             if route in routes:
-                problems.append(f"plugin {link.name!r}: {route} is served by {routes[route]}; remove one of them")
+                problems.append(
+                    f"{place}plugin {link.name!r}: {route} is served by {routes[route]}; remove one of them"
+                )
             routes[route] = f"plugin {link.name!r}"
-        problems += [f"plugin {link.name!r}: {problem}" for problem in hook_problems(type(link.plugin))]
+        problems += [f"{place}plugin {link.name!r}: {problem}" for problem in hook_problems(type(link.plugin))]
         for key in link.plugin.needs:
-            problems += _unmet(link, key, links[:position], links[position + 1 :])
+            unmet = _unmet(link, key, links[:position], links[position + 1 :])
+            problems += [f"{place}{problem}" for problem in unmet]
     if problems:
         raise ConfigError(*problems)
 

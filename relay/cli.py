@@ -18,6 +18,7 @@ from relay.commands.audit import audit
 from relay.commands.keys import keys
 from relay.commands.options import config_option
 from relay.commands.quota import quota
+from relay.commands.reload import reload
 from relay.commands.tail import tail
 from relay.config import Config, load, parse, text_of
 from relay.demo import demo as run_demo
@@ -98,6 +99,7 @@ main.add_command(keys)
 main.add_command(quota)
 main.add_command(audit)
 main.add_command(tail)
+main.add_command(reload)
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

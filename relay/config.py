@@ -9,7 +9,7 @@ Nothing here looks outside the file, the files and variables its secrets name, a
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -18,11 +18,12 @@ import msgspec
 from msgspec import Meta, field
 
 from relay.options import ConfigError, Context, Table, nearest, read
+from relay.pure.toml_line import line_of, path_of
 from relay.secret import Secret
 from relay.store.address import SCHEMES, Address
 from relay.store.address import parse as parse_address
 
-__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse", "text_of"]
+__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse", "takes_restart", "text_of"]
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Host: TypeAlias = Annotated[str, Meta(min_length=1)]
@@ -185,19 +186,24 @@ class Document(Table, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         # In a plugin's table, which is read later, secrets stand as they were written.
-        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "text"}
         shown["plugins"] = tuple(table["use"] for table in self.plugins)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class Config(Document, frozen=True, kw_only=True):
-    """The tables of the file, and where it is: relative paths in it start at its folder."""
+    """The tables of the file, and where it is: relative paths in it start at its folder. text: as it was read, secrets and all."""
 
     path: Path
+    text: str = ""
 
     @property
     def folder(self) -> Path:
         return self.path.parent
+
+    def wrong(self, problems: Iterable[str]) -> ConfigError:
+        """What is wrong with it, each with the line that it is about, if it is about one."""
+        return _placed(problems, self.text, self.path)
 
 
 def load(path: Path) -> Config:
@@ -224,11 +230,11 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None  # the message ends with line and column
     if "chains" in document:
-        raise ConfigError(f"{path}: chains: reserved for a later version; [[plugins]] is the one chain")
+        raise _placed(["chains: reserved for a later version; [[plugins]] is the one chain"], text, path)
     try:
         tables = read(Document, document, context=Context(folder=path.parent, environ=environ))
     except ConfigError as error:
-        raise error.at(str(path)) from None
+        raise _placed(error.problems, text, path) from None
     admin = tables.admin
     if admin.token is None and (token := environ.get(ADMIN_TOKEN)):
         admin = msgspec.structs.replace(admin, token=Secret(token))
@@ -239,7 +245,35 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
         upstreams=tables.upstreams,
         plugins=tables.plugins,
         path=path,
+        text=text,
     )
+
+
+def _placed(problems: Iterable[str], text: str, path: Path) -> ConfigError:
+    lines = [(line_of(text, path_of(problem)), problem) for problem in problems]
+    return ConfigError(*(f"{path}:{line}: {problem}" if line else f"{path}: {problem}" for line, problem in lines))
+
+
+def takes_restart(first: Config, now: Config) -> list[str]:
+    """Keys that a reload changes in vain: what they name was opened at the start."""
+    pairs: dict[str, tuple[object, object]] = {
+        "server.host": (first.server.host, now.server.host),
+        "server.port": (first.server.port, now.server.port),
+        "admin.host": (first.admin.host, now.admin.host),
+        "admin.port": (first.admin.port, now.admin.port),
+        "admin.token": (_revealed(first.admin.token), _revealed(now.admin.token)),
+        "store.url": (first.store.url.reveal(), now.store.url.reveal()),
+        "store.prefix": (first.store.prefix, now.store.prefix),
+        "store.data_dir": (first.store.data_dir, now.store.data_dir),
+    }
+    if first.server.workers == 1:  # of several each worker opens the store anew
+        pairs["server.workers"] = (1, now.server.workers)
+        pairs["store.timeout_ms"] = (first.store.timeout_ms, now.store.timeout_ms)
+    return [key for key, (before, after) in pairs.items() if before != after]
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal()
 
 
 def _base_url(url: str) -> str:

@@ -65,9 +65,7 @@ KINDS: Final[Mapping[Kind, Meaning]] = {
     ),
     "store": Meaning("The store is away or back, or the embedded one was started again", ("state", "reason", "away_s")),
     "worker": Meaning("A worker process serves, or has ended", ("state", "reason", "pid", "exit_status")),
-    "reload": Meaning(
-        "SIGHUP: the configuration is read, served by all workers, or refused", ("state", "reason", "workers")
-    ),
+    "reload": Meaning("relay.toml is read again, served by all workers, or refused", ("state", "reason", "workers")),
     "start": Meaning("The relay serves", ("workers", "pid")),
     "drain": Meaning(
         "The relay was told to stop: no new requests, and so long for the open ones", ("delay_s", "grace_s")

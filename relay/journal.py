@@ -161,7 +161,7 @@ class Journal:
                 self._metrics.replayed()
         self._waiting.popleft()
         self._bytes -= len(line.raw)
-        self._metrics.waiting(len(self._waiting))
+        self._metrics.waiting(-1)
         if not self._waiting:
             self._log.info("journal empty")
         return True
@@ -206,6 +206,7 @@ class Journal:
         if self._waiting:
             await self._save()
             self._log.warning("journal left", entries=len(self._waiting))
+            self._metrics.waiting(-len(self._waiting))  # in a file that is nobody's now
         else:
             with suppress(OSError):
                 await asyncio.to_thread(self._file.remove)
@@ -214,7 +215,7 @@ class Journal:
     def _take(self, lines: list[Line]) -> None:
         self._waiting += lines
         self._bytes += sum(len(line.raw) for line in lines)
-        self._metrics.waiting(len(self._waiting))
+        self._metrics.waiting(len(lines))
 
     def _lose(self, settlement: Settlement, why: str) -> None:
         self._metrics.lost()

@@ -78,6 +78,10 @@ class Listener(web.Server):
         if self.on_count is not None:
             self.on_count(self.count)
 
+    def keep(self, idle_s: float) -> None:
+        """Close those that come from now on when nobody has asked on them for so long."""
+        self._kwargs["keepalive_timeout"] = idle_s
+
     def leave(self) -> None:
         """Have every further request answered with `Connection: close`, so that its client comes by another one."""
         self.leaving = True

@@ -7,6 +7,7 @@ import asyncio
 from relay.chain import Link
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.exchange import Exchange, Outcome
+from relay.generation import Generation
 from relay.silence import SilenceWatch
 from relay.upstream import Answer
 from relay.writer import Writer
@@ -15,17 +16,18 @@ from relay.writer import Writer
 class Open:
     """A reply on its way; and what stands for the upstream while its answer has not begun: to stop that is to give up asking.
 
-    task: the handler's, to be cancelled only if the relay stops, or gives up. routed: its path is one that is served.
+    generation: on which it began. task: the handler's, to be cancelled only if the relay stops, or gives up. routed: its path is one that is served.
     """
 
     __slots__ = (
-        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "given_up", "moderated_s", "routed",
-        "silence", "status", "task", "writer",
+        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "generation", "given_up", "moderated_s",
+        "routed", "silence", "status", "task", "writer",
     )  # fmt: skip
 
-    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, routed: bool) -> None:
+    def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, generation: Generation, routed: bool) -> None:
         self.ex = ex
         self.task = task
+        self.generation = generation
         self.routed = routed
         self.entered: list[Link] = []
         self.answer: Answer | None = None

@@ -7,8 +7,8 @@ error in the stream; a second signal ends them at once. The public listener goes
 With `shutdown_delay_s` nobody is refused: so long, until a balancer has seen that readiness is red, all are served and told
 to come by another connection; then the listener is closed, and what is open finishes within `drain_s`.
 
-A process alone cannot be reloaded: SIGHUP says so in the log and changes nothing. With `workers` of 2 or more it can
-(`relay.supervisor`).
+On SIGHUP relay.toml is read again, and what it says takes the place of what it said: requests begin on the new chain, those
+that are under way end on the old one (`relay.generation`). On any error nothing changes.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from relay.acceptor import Board, Site
 from relay.admin import Admin, Readiness
 from relay.admin_api import AdminApi
 from relay.administration import Administration
-from relay.app import App, on_plugin_error
-from relay.assembly import assemble
-from relay.body import AwaitedBody, PushedBody, c_parser_loaded, self_test
+from relay.app import App
+from relay.body import AwaitedBody, Body, PushedBody, c_parser_loaded, self_test
 from relay.config import Config
 from relay.events import Events, Publisher
+from relay.generations import Generations
 from relay.lag import lag_told
 from relay.listener import Listener, ResponseListener
 from relay.log import Logger
 from relay.metrics import LAG_PERIOD_S, Metrics
 from relay.options import ConfigError
 from relay.plugin import Plugin, Services
+from relay.reloading import Reloader
+from relay.reply import Reply
 from relay.store.opening import opened
 from relay.store.port import Store
 from relay.store.pulse import beating
 from relay.store.redis import RedisStore
-from relay.upstream import Upstreams
 
 Reader = Literal["push", "await"]
 
@@ -74,28 +75,56 @@ class Share:
 
 
 class Relay:
-    """A relay that serves. listener: of clients. Ports are the ones in use, also where the configuration says 0; a worker has no admin port."""
+    """A relay that serves. listener: of clients. Ports are the ones in use, also where the configuration says 0.
+
+    A worker has no admin port, and no reloader: its supervisor has them.
+    """
+
+    reloader: Reloader
 
     def __init__(
         self,
         app: App,
-        plugins: Sequence[Plugin],
+        generations: Generations,
         store: Store | None,
         metrics: Metrics,
         readiness: Callable[[], Readiness],
         public: tuple[Listener, web.ServerRunner, int],
         admin_port: int,
         leaving: asyncio.Event,
+        described: Callable[[], None],
     ) -> None:
         self.app = app
-        self.plugins = plugins
+        self._generations = generations
         self.store = store
         self.metrics = metrics
         self.readiness = readiness
+        self._described = described
         self.public_port = public[2]
         self.admin_port = admin_port
         self._leaving = leaving
         self.listener, self._runner = public[:2]
+
+    @property
+    def config(self) -> Config:
+        """What is served now."""
+        return self._generations.current.config
+
+    @property
+    def plugins(self) -> Sequence[Plugin]:
+        """Those of the chain that is served now."""
+        return [link.plugin for link in self._generations.current.chain.links]
+
+    async def reload(self, config: Config) -> int:
+        """Have requests begin on `config` from now on; returns how many processes serve it. Raises ConfigError, and then
+        nothing has changed.
+        """
+        await self._generations.replace(config)
+        current = self._generations.current
+        self.app.generation = current
+        self.listener.keep(current.server.idle_timeout_s)
+        self._described()
+        return 1
 
     async def drain(self, delay_s: float, grace_s: float, on_deaf: Callable[[], None] = lambda: None) -> None:
         """Be ready no more, serve all for `delay_s`, and come to an end within the grace; `on_deaf` as of `retire`.
@@ -137,26 +166,11 @@ async def running(
     """
     bus = events or Events()
     publisher: Publisher = share.events if share is not None else bus
-    chain = assemble(config)
-    if not c_parser_loaded():
-        raise ConfigError(
-            "aiohttp runs without its C parser, which is not safe to face clients with; install its wheel"
-        )
-    if reader == "push":
-        try:
-            await self_test()
-        except RuntimeError as error:
-            log.warning("bodies are read by awaiting", reason=str(error))
-            reader = "await"
-    metrics = Metrics(
-        (model for upstream in config.upstreams for model in upstream.model_map),
-        (upstream.name for upstream in config.upstreams),
-        (link.name for link in chain.links),
-    )
-    chain.tell(on_plugin_error(log, metrics))
-    upstreams = Upstreams(config.upstreams, PushedBody if reader == "push" else AwaitedBody, metrics, log, publisher)
+    metrics = Metrics()
+    generations = Generations(await _body_read_by(reader, log), metrics, log, publisher)
+    generations.begin(config)
     data = share.data if share is not None else config.store.data(config.folder)
-    app = App(config, chain, upstreams, metrics, log, publisher)
+    app = App(generations.current, metrics, log, publisher)
     started = False
     leaving = asyncio.Event()
     store: RedisStore | None = None
@@ -175,34 +189,23 @@ async def running(
             admin = Admin(metrics, readiness, config.admin.token, events=bus)
             _, admin_port = await accept(stack, ResponseListener(admin.handle), admin_sockets)
             stack.callback(bus.close)  # who listens there is told to the end, and then goes
-        store = await stack.enter_async_context(
-            opened(
-                config.store,
-                folder=config.folder,
-                data=data,
-                log=log,
-                metrics=metrics,
-                own=share is None,
-                events=publisher,
-            )
+        opening = opened(
+            config.store, folder=config.folder, data=data, log=log, metrics=metrics, own=share is None, events=publisher
         )
+        store = await stack.enter_async_context(opening)
         pulse = None if store is None else await stack.enter_async_context(beating(store, log, publisher))
-        services = Services(
-            log=log, metrics=metrics, folder=config.folder, data=data, store=store, pulse=pulse, events=publisher
-        )
-        plugins = [link.plugin for link in chain.links]
-        if share is None:
-            admin.serve(AdminApi(None if store is None else Administration.of(store, plugins), log))
-        await stack.enter_async_context(upstreams)
-        for link in chain.links:
-            await stack.enter_async_context(link.plugin.lifespan(services))
+
+        def described() -> None:
+            if share is None:
+                plugins = [link.plugin for link in generations.current.chain.links]
+                admin.serve(AdminApi(None if store is None else Administration.of(store, plugins), log))
+
+        described()
+        await generations.open(Services(log, metrics, config.folder, data, store, pulse, publisher))
+        stack.push_async_callback(generations.close)
         stack.push_async_callback(app.settled)  # `on_end` of the last reply comes before the plugins are closed
-        public = Listener(
-            app.handle,
-            on_refusal=app.reports.refused,
-            turnstile=app.turnstile,
-            keepalive_timeout=config.server.idle_timeout_s,
-        )
+        public = Listener(app.handle, on_refusal=app.reports.refused, turnstile=app.turnstile)
+        public.keep(config.server.idle_timeout_s)
         sockets = (
             share.sockets
             if share is not None
@@ -210,12 +213,33 @@ async def running(
         )
         runner, public_port = await accept(stack, public, sockets, share)
         await stack.enter_async_context(lag_told(metrics.lagged, LAG_PERIOD_S))
-        watch = asyncio.get_running_loop().create_task(app.watch())
-        stack.callback(watch.cancel)
+        stack.callback(asyncio.get_running_loop().create_task(app.watch()).cancel)
         started = True
         if share is None:
             bus.publish("start", workers=1, pid=os.getpid())
-        yield Relay(app, plugins, store, metrics, readiness, (public, runner, public_port), admin_port, leaving)
+        served = public, runner, public_port
+        relay = Relay(app, generations, store, metrics, readiness, served, admin_port, leaving, described)
+        if share is None:
+            relay.reloader = Reloader(config, relay.reload, log, metrics, bus)
+            stack.push_async_callback(relay.reloader.close)
+            admin.reloads(relay.reloader.reload)
+        yield relay
+
+
+async def _body_read_by(reader: Reader, log: Logger) -> Callable[[Reply], Body]:
+    """What reads bodies so, or by awaiting where aiohttp cannot be pushed. Raises ConfigError."""
+    if not c_parser_loaded():
+        raise ConfigError(
+            "aiohttp runs without its C parser, which is not safe to face clients with; install its wheel"
+        )
+    if reader == "await":
+        return AwaitedBody
+    try:
+        await self_test()
+    except RuntimeError as error:
+        log.warning("bodies are read by awaiting", reason=str(error))
+        return AwaitedBody
+    return PushedBody
 
 
 async def listening(stack: AsyncExitStack, host: str, port: int, *, what: str) -> list[socket.socket]:
@@ -271,20 +295,24 @@ async def serve(
         stop.set()
 
     had_terminal = os.isatty(2)
+    reloader: Reloader | None = None
+    changed = False  # while the relay started
 
     def on_hangup() -> None:
+        nonlocal changed
         if terminal_gone(had_terminal):
             on_signal()
+        elif reloader is not None:
+            reloader.ask()
         else:
-            reason = "one process cannot; set [server] workers to 2 or more, and restart"
-            log.warning("not reloaded", reason=reason)
-            events.publish("reload", state="refused", reason=reason)
+            changed = True
 
     loop.set_exception_handler(logged_by(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
     async with running(config, log, reader=reader, events=events) as relay:
+        reloader = relay.reloader
         log.info(
             "serving",
             host=config.server.host,
@@ -295,8 +323,10 @@ async def serve(
         settle()
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
+        if changed:
+            reloader.ask()
         await stop.wait()
-        server = config.server
+        server = relay.config.server
         log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         await hurried(relay.drain(server.shutdown_delay_s, server.drain_s), now, relay.app)

@@ -5,7 +5,7 @@ come and go. A worker is this same program, started anew (`relay worker`), with 
 
 * A worker that dies is replaced, at once the first time, then after pauses that grow. One whose loop stands still for
   `HANG_S` is killed, and replaced. Where no worker can serve the configuration of the start, the supervisor ends.
-* SIGHUP: the file is read again, and workers of the new configuration take the place of the old one by one, each old one
+* A reload (SIGHUP, `POST /admin/reload`; `relay.reloading`): the file is read again, and workers of the new configuration take the place of the old one by one, each old one
   leaving when a new one serves: it takes no new connections and ends its open replies within `drain_s`. If the new
   configuration is refused, or its first worker dies before it serves, nothing changes. What the supervisor itself has opened
   stays as it was: the two listeners, the admin token and the store take a restart.
@@ -30,14 +30,13 @@ from typing import Literal
 
 from relay.acceptor import Board
 from relay.admin import Readiness
-from relay.config import Config, parse, text_of
+from relay.config import Config
 from relay.control import TO_SUPERVISOR, Assignment, Line, News, Order, Report
 from relay.events import Event, Events
 from relay.log import Logger
 from relay.metrics.workers import Crew, WorkersMetrics
 from relay.options import ConfigError
 from relay.pure.roster import Member, Plan, State, free_number, plan, wait_s
-from relay.secret import Secret
 from relay.serve import Reader
 
 TICK_S = 1.0
@@ -131,7 +130,7 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._replacing: asyncio.Future[int] | None = None  # done when all workers run what they are to run
         self._signals = 0
         self._failed: ConfigError | None = None
         self._deaths = 0
@@ -207,9 +206,8 @@ class Supervisor:
         """As many as are wanted serve what is wanted."""
         if self._arrived_at is None:
             self._on_ready()
-        elif self._arrived_at is not self._source:
-            self._log.info("reloaded", workers=self._source.config.server.workers)
-            self._events.publish("reload", state="done", workers=self._source.config.server.workers)
+        elif self._replacing is not None and not self._replacing.done():
+            self._replacing.set_result(self._source.config.server.workers)
         self._arrived_at = self._source
 
     async def _start(self, source: Source) -> bool:
@@ -322,7 +320,7 @@ class Supervisor:
         if worker.source is self._source:
             self._failed = ConfigError(*problems)
         else:
-            self._not_reloaded(problems)
+            self._overtake(*problems)
         self._trial = None
 
     def _again_later(self, lived_s: float) -> None:
@@ -367,6 +365,7 @@ class Supervisor:
         """Have all workers drain; the second time end their replies at once; after that, end them."""
         self._signals += 1
         if self._signals == 1:
+            self._overtake("the relay is stopping")
             server = self._source.config.server
             self._events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         for worker in tuple(self._workers.values()):
@@ -377,50 +376,23 @@ class Supervisor:
             worker.state = "leaving"
         self._news.set()
 
-    def reload(self) -> None:
-        """Read the configuration again, and have workers that run it take the place of those that do not."""
-        task = asyncio.get_running_loop().create_task(self._reload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def serve(self, config: Config) -> int:
+        """Have workers that run it take the place of those that do not; returns how many, when they have.
 
-    async def _reload(self) -> None:
-        async with self._reloading:
-            path = self._source.config.path
-            try:
-                text = await asyncio.to_thread(text_of, path)
-                config = await asyncio.to_thread(parse, text, path)
-            except ConfigError as error:
-                self._not_reloaded(error.problems)
-                return
-            if self._signals:
-                return
-            if kept := _takes_restart(self._first, config):
-                self._log.warning("takes a restart", what=kept)
-            self._generations += 1
-            self._trial = Source(self._generations, text, config)
-            self._not_before = 0.0
-            self._log.info("reloading", workers=config.server.workers)
-            self._events.publish("reload", state="begun", workers=config.server.workers)
-            self._news.set()
+        Raises ConfigError if no worker can serve it, and then nothing has changed; or if it was overtaken.
+        """
+        self._overtake("a later reload has taken its place")
+        if self._signals:
+            raise ConfigError("the relay is stopping")
+        self._generations += 1
+        self._trial = Source(self._generations, config.text, config)
+        self._not_before = 0.0
+        replacing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._replacing = replacing
+        self._news.set()
+        return await replacing
 
-    def _not_reloaded(self, problems: Sequence[str]) -> None:
-        self._log.error("not reloaded", problems=list(problems))
-        self._events.publish("reload", state="refused", reason="; ".join(problems))
-
-
-def _takes_restart(first: Config, now: Config) -> list[str]:
-    """Keys that a reload changes in vain: what they name was opened at the start."""
-    pairs = {
-        "server.host": (first.server.host, now.server.host),
-        "server.port": (first.server.port, now.server.port),
-        "admin.host": (first.admin.host, now.admin.host),
-        "admin.port": (first.admin.port, now.admin.port),
-        "admin.token": (_revealed(first.admin.token), _revealed(now.admin.token)),
-        "store.url": (first.store.url.reveal(), now.store.url.reveal()),
-        "store.prefix": (first.store.prefix, now.store.prefix),
-    }
-    return [key for key, (before, after) in pairs.items() if before != after]
-
-
-def _revealed(secret: Secret | None) -> str | None:
-    return None if secret is None else secret.reveal()
+    def _overtake(self, *problems: str) -> None:
+        """What is being served in the place of something else is not, or not any more."""
+        if self._replacing is not None and not self._replacing.done():
+            self._replacing.set_exception(ConfigError(*problems))

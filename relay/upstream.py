@@ -9,7 +9,7 @@ What is sent on: our own headers and the body, nothing of the client's. How it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange
 from relay.log import Logger
 from relay.metrics import Metrics
+from relay.pure.health import Health
 from relay.pure.request import ChatRequest
 from relay.refusal import CLIENT_ERRORS, refusal, unanswered, wrong_head
 from relay.reply import Reply
@@ -54,12 +55,16 @@ class Upstreams:
         metrics: Metrics,
         log: Logger,
         events: Publisher = NOWHERE,
+        *,
+        before: Upstreams | None = None,
     ) -> None:
+        """before: those of which these take the place, so that what is known of the ones that stay is known of them."""
         self._loop = asyncio.get_running_loop()
         self._configured = tuple(configured)
         self._make_body = make_body
         self._metrics = metrics
-        self._balancer = Balancer(self._configured, metrics, log, self._loop.time(), events)
+        known = before.health if before is not None else {}
+        self._balancer = Balancer(self._configured, metrics, log, self._loop.time(), events, known)
         self._log = log
         self._names = {upstream.name: upstream.model_map for upstream in self._configured}
         self._tells_no_usage: set[str] = set()
@@ -78,6 +83,11 @@ class Upstreams:
     def models(self) -> tuple[str, ...]:
         """The public names, in the order of the file, without "*"."""
         return self._balancer.models
+
+    @property
+    def health(self) -> Mapping[str, Health]:
+        """How each is, by where it is."""
+        return self._balancer.health
 
     def serving(self, model: str) -> Sequence[Upstream]:
         """Who serves a model. Raises Reject if nobody does."""

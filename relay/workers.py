@@ -22,6 +22,7 @@ from relay.listener import ResponseListener
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.metrics.workers import SUPERVISOR, share, shared_folder
+from relay.reloading import Reloader
 from relay.secret import Secret
 from relay.serve import Reader, accept, allow_many_files, listening, logged_by, terminal_gone
 from relay.store.opening import opened
@@ -41,17 +42,20 @@ class Desk:
         self._token = token
         self._log = log
         self._supervisor: Supervisor
+        self._reloader: Reloader
         self._admin: Admin
 
-    def open(self, supervisor: Supervisor) -> None:
+    def open(self, supervisor: Supervisor, reloader: Reloader) -> None:
         """Before the first request. Which keys are configured, and what is granted, the first worker says that serves."""
         self._supervisor = supervisor
+        self._reloader = reloader
         self._admin = Admin(supervisor.metrics, supervisor.readiness, self._token, events=self._events)
 
     def described(self, key_names: Collection[str], grants: Mapping[str, int]) -> None:
         store, asked = self._store, self._supervisor
         api = AdminApi(None if store is None else Administration(store, key_names, grants), self._log)
         self._admin = Admin(asked.metrics, asked.readiness, self._token, api, self._events)
+        self._admin.reloads(self._reloader.reload)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._admin.handle(request)
@@ -76,7 +80,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
         sockets = await listening(stack, server.host, server.port, what="public listener")
         folder = stack.enter_context(shared_folder())
         share(folder, SUPERVISOR)
-        metrics = Metrics((), ())
+        metrics = Metrics()
         data = config.store.data(config.folder)
         store = await stack.enter_async_context(
             opened(config.store, folder=config.folder, data=data, log=log, metrics=metrics, events=events)
@@ -104,7 +108,9 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
 
         desk = Desk(store, admin.token, log, events)
         supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described, events)
-        desk.open(supervisor)
+        reloader = Reloader(config, supervisor.serve, log, metrics, events)
+        desk.open(supervisor, reloader)
+        stack.push_async_callback(reloader.close)
         _, admin_port = await accept(stack, ResponseListener(desk.handle), admin_sockets)
         stack.callback(events.close)  # who listens there is told to the end, and then goes
         stack.callback(loop.create_task(_look(metrics)).cancel)
@@ -118,7 +124,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
             if terminal_gone(had_terminal):
                 on_stop()
             else:
-                supervisor.reload()
+                reloader.ask()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_stop)

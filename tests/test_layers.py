@@ -13,12 +13,13 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "aiohttp": frozenset(
         f"relay.{name}"
         for name in (
-            "acceptor admin admin_api admin_events app body connections consultant cors endpoint head http listener protocol refusal "
+            "acceptor admin admin_api admin_events admin_reload app body connections consultant cors endpoint head http listener protocol refusal "
             "reply request serve upstream workers writer"
         ).split()
     )
     | {
         "relay.commands.following",
+        "relay.commands.reload",
         "relay.testing.load",
         "relay_plugins.tencent.service",
         "relay_plugins.tencent.fake.server",
@@ -31,9 +32,9 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     ),
     "structlog": frozenset({"relay.log"}),
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
-    "tomllib": frozenset({"relay.config"}),
+    "tomllib": frozenset({"relay.config", "relay.pure.toml_line"}),
     "click": frozenset({"relay.cli", "relay.demo"})
-    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota tail".split()),
+    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota reload running tail".split()),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
@@ -53,21 +54,22 @@ NEVER_IN_PURE = frozenset(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
-    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".quota", ".tail")),
-    frozenset(f"relay.commands.{name}" for name in "attached following options table".split()),
+    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".quota", ".reload", ".tail")),
+    frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
     frozenset({"relay.demo", "relay.starter"}),
     frozenset({"relay.workers", "relay.worker"}),
     frozenset({"relay.supervisor"}),
     frozenset({"relay.forwarding"}),
     frozenset({"relay.control"}),
     frozenset({"relay.serve"}),
+    frozenset({"relay.generations", "relay.reloading"}),
     frozenset({"relay.app", "relay.admin", "relay.acceptor"}),
     frozenset({"relay.admin_openapi"}),
-    frozenset({"relay.admin_events"}),
+    frozenset({"relay.admin_events", "relay.admin_reload"}),
     frozenset({"relay.admin_api"}),
     frozenset({"relay.administration", "relay.reports"}),
     frozenset({"relay.open_reply"}),
-    frozenset({"relay.silence"}),
+    frozenset({"relay.generation", "relay.silence"}),
     frozenset(
         {
             "relay.assembly",

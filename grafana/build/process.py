@@ -196,7 +196,8 @@ def _workers() -> Lines:
                 "Do processes die?",
                 "Lines: workers by what they do. Bars: how many ended, and why. left: told to (a reload, a drain). "
                 "died, hung: look into the log; each cut its streams. refused: its configuration. *store restarted*: "
-                "the embedded one, which had died. Workers are counted from two on.",
+                "the embedded one, which had died. Workers are counted from two on. *reload refused*: there is an error "
+                "in relay.toml, and the log names its line; until it is mended the old one is served, and a start fails.",
                 then="relay-upstreams",
                 runbook="RelayWorkerDeaths",
             ),
@@ -205,12 +206,13 @@ def _workers() -> Lines:
                 Query("sum by (state) (relay_workers{})", "{{state}}"),
                 Query("round(sum by (reason) (increase(relay_worker_ends_total{}[])))", "ended: {{reason}}"),
                 Query("round(sum(increase(relay_store_restarts_total{}[])))", "ended: store restarted"),
+                Query("round(sum by (result) (increase(relay_reloads_total{}[])))", "reload {{result}}"),
             ],
             colours=(*families.WORKER_STATES, *families.WORKER_ENDS),
             axis="processes",
             ranked=True,
         ),
-        "ended:.*",
+        "(ended:|reload).*",
     )
 
 

@@ -126,8 +126,8 @@ class RateLimit(Plugin):
         self._metrics = services.metrics
         pulse = services.pulse
         self._limiter = Limiter(self.name, services.store, lambda: pulse.replicas if pulse is not None else 1)
-        services.metrics.store.watch_promises("slot", lambda: self._limiter.slots)
-        with _named_once(services, self.name):
+        promising = services.metrics.store.promising("slot", lambda: self._limiter.slots)
+        with _named_once(services, self.name), promising:
             async with self._limiter.running():
                 yield
 
@@ -203,8 +203,8 @@ _names: Final[set[tuple[int, str]]] = set()  # of those that are open, with thei
 
 @contextmanager
 def _named_once(services: Services, name: str) -> Iterator[None]:
-    """Raises ConfigError if another one counts under this name in this process: each request would be counted as one."""
-    key = id(services.store), name
+    """Raises ConfigError if another one of its chain counts under this name: each request would be counted as one."""
+    key = id(services), name
     if services.store is not None and key in _names:
         raise ConfigError(f'two plugins rate_limit are named {name!r}; give one of them another, as in name = "second"')
     _names.add(key)

@@ -14,18 +14,15 @@ from typing import Any, Final
 import click
 import orjson
 
-from relay.commands.attached import PartlySet, fail
+from relay.commands.attached import fail
 from relay.commands.following import Heard, Refused, follow
 from relay.commands.options import config_option
-from relay.config import ADMIN_TOKEN, Config, load, parse, text_of
+from relay.commands.running import addressed, url_option
 from relay.events import FILTERS, KINDS
-from relay.options import ConfigError
-from relay.secret import Secret
 
 _PLAIN: Final = re.compile(r"[^\s\"'=]+")
 _WIDTH: Final = max(map(len, KINDS))
 _INTERRUPTED: Final = 130
-_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where one listens, not binds
 
 
 @click.command("tail")
@@ -38,7 +35,7 @@ _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # no
     "--last", type=click.IntRange(0, 10_000), default=10, show_default=True, help="Begin with so many before."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--url", help=f"The admin listener of another relay, whose token is in {ADMIN_TOKEN}.")
+@url_option
 @config_option
 def tail(named: tuple[str, ...], last: int, as_json: bool, url: str | None, path: Path, **filters: str | None) -> None:
     """Follow what happens in a relay: cuts, refusals, ejections, reloads and more.
@@ -50,9 +47,7 @@ def tail(named: tuple[str, ...], last: int, as_json: bool, url: str | None, path
         query["kind"] = ",".join(dict.fromkeys(named))
     if last:
         query["last"] = str(last)
-    where, token = (url, _token_of_environment()) if url is not None else _configured(path)
-    if not re.match(r"https?://[^/?#]", where):
-        fail(f"--url: {where!r} is none; write it as in http://127.0.0.1:8081", status=2)
+    where, token = addressed(path, url)
     try:
         asyncio.run(_follow(where, token, query, as_json))
     except KeyboardInterrupt:
@@ -103,44 +98,3 @@ def _value(value: Any) -> str:
         return text
     quoted = orjson.dumps(text).decode()
     return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in quoted)
-
-
-def _token_of_environment() -> str:
-    token = os.environ.get(ADMIN_TOKEN, "")
-    if not token:
-        fail(f"Set {ADMIN_TOKEN} to the admin token of the relay at --url.", status=2)
-    return token
-
-
-def _configured(path: Path) -> tuple[str, str]:
-    """Where the admin listener of relay.toml is, and its token."""
-    try:
-        config, token = _read(path)
-    except ConfigError as error:
-        fail(str(error), status=2)
-    if token is None:
-        fail(
-            f"{path}: /admin/ is closed because no token is configured; write "
-            f'[admin] token = {{ env = "{ADMIN_TOKEN}" }}, and set that variable here and where the relay runs',
-            status=2,
-        )
-    if config.admin.port == 0:
-        fail(f"{path}: admin.port is 0, which is any free port; say which by --url http://HOST:PORT", status=2)
-    host = _WILDCARDS.get(config.admin.host, config.admin.host)
-    return (
-        f"http://[{host}]:{config.admin.port}" if ":" in host else f"http://{host}:{config.admin.port}",
-        token.reveal(),
-    )
-
-
-def _read(path: Path) -> tuple[Config, Secret | None]:
-    """The configuration and the token. The relay's other secrets need not be in the variables of an operator's shell."""
-    try:
-        config = load(path)
-    except ConfigError:
-        partly = PartlySet()
-        config = parse(text_of(path), path, partly)
-        token = config.admin.token
-        if token is not None and (name := partly.made_up.get(token.reveal())):
-            raise ConfigError(f"{path}: the admin token is in the variable {name}; set that here too") from None
-    return config, config.admin.token

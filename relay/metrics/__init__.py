@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
 from relay.metrics import families
-from relay.metrics.collectors import counter, counters, gauge, gauges, histogram, within
+from relay.metrics.collectors import Counter, Series, counter, counters, gauge, gauges, histogram, within
 from relay.metrics.exposition import Exposition, exposed
 from relay.metrics.families import (
     BREAKER_STATES,
@@ -92,29 +92,29 @@ _MOST_LAGS = 40
 class Metrics:
     """The counts of one relay. Its methods are the events of a request's life; none of them raises or waits.
 
-    models: the public names of the configuration; upstreams, plugins: the configured names. Moderators are built by a
-    plugin, later than this: it announces each with `add_moderator`.
+    models, upstreams, plugins: as of `know`. Moderators are built by a plugin, later than this: it announces each with
+    `add_moderator`.
     """
 
-    def __init__(self, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str] = ()) -> None:
+    def __init__(self, models: Iterable[str] = (), upstreams: Iterable[str] = (), plugins: Iterable[str] = ()) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        self._upstreams = known = frozenset(upstreams) | {OTHER}
-        self.requests = RequestMetrics(registry, models, known, plugins)
+        self._upstreams = {OTHER}
+        self.requests = RequestMetrics(registry, self._upstreams)
         self._open_streams = gauge(families.OPEN_STREAMS, registry)
         self._lag = histogram(families.LOOP_LAG, registry)
-        self._upstream_requests = counters(families.UPSTREAM_REQUESTS, registry, upstream=known)
-        self._upstream_errors = counters(families.UPSTREAM_FAILURES, registry, upstream=known)
-        self._retries = counters(families.UPSTREAM_RETRIES, registry, upstream=known)
-        self._ejections = counters(families.UPSTREAM_EJECTIONS, registry, upstream=known)
+        self._upstream_requests = Series(Counter, families.UPSTREAM_REQUESTS, registry)
+        self._upstream_errors = Series(Counter, families.UPSTREAM_FAILURES, registry)
+        self._retries = Series(Counter, families.UPSTREAM_RETRIES, registry)
+        self._ejections = Series(Counter, families.UPSTREAM_EJECTIONS, registry)
         self._ejected = gauges(families.UPSTREAM_EJECTED, registry)
-        self._ejected.bind(upstream=known)
         self._trimmed = counter(families.HISTORY_TRIMMED, registry)
         self._charged = counters(families.QUOTA_CHARGED, registry)
         self._uncovered = counters(families.QUOTA_UNCOVERED, registry)
         self._tokens = counters(families.QUOTA_TOKENS, registry)
         self._degraded = counters(families.DEGRADED, registry)
+        self._reloads = counters(families.RELOADS, registry)
         self.store = StoreMetrics(registry)
         self.journal = JournalMetrics(registry)
         self._moderation = ModerationMetrics(registry)
@@ -125,11 +125,25 @@ class Metrics:
         self.scanned = self._moderation.scanned
         # A gauge, not an Info: prometheus-client's multiprocess mode knows no Info.
         gauges(families.BUILD_INFO, registry)[_RUNNING].set(1)
+        self.know(models, (OTHER, *upstreams), plugins)
 
     @staticmethod
     def families() -> list[Family]:
         """Every metric of ours, for the documentation and the checks of the dashboards."""
         return list(FAMILIES)
+
+    def know(self, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str]) -> None:
+        """Count these under their names from now on: the public names of models, and those of a configuration's parts.
+
+        Those of an earlier one stay, for its requests may go on.
+        """
+        upstreams = tuple(upstreams)
+        self._upstreams.update(upstreams)
+        self.requests.know(models, plugins)
+        by_upstream = (self._upstream_requests, self._upstream_errors, self._retries, self._ejections)
+        for series in by_upstream:
+            series.bind(upstream=upstreams)
+        self._ejected.bind(upstream=upstreams)
 
     def add_moderator(self, name: str, labels: Iterable[str]) -> None:
         """Announce a configured moderator and the labels it can report, before its first check."""
@@ -200,6 +214,10 @@ class Metrics:
     def degraded(self, concern: str) -> None:
         """A request is served without the shared state of `concern`, which is one of `CONCERNS`."""
         self._degraded[(concern,)].inc()
+
+    def reloaded(self, well: bool) -> None:
+        """relay.toml was read again, and is served or refused."""
+        self._reloads[("done" if well else "refused",)].inc()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type: OpenMetrics if `accept` names it, else the text format 0.0.4.

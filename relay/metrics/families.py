@@ -493,6 +493,16 @@ BUILD_INFO = Family(
     across="livemax",
 )
 
+RELOAD_RESULTS = ("done", "refused")
+"""What became of a relay.toml that was read again: it is served, or there was an error in it and nothing has changed."""
+
+RELOADS = Family(
+    "relay_reloads_total",
+    "counter",
+    "Times that relay.toml was read again while the relay served.",
+    {"result": RELOAD_RESULTS},
+)
+
 WORKER_STATES = ("starting", "serving", "leaving")
 """Of a worker: does not serve yet; takes requests; takes no new connections, and ends when its replies have ended."""
 

@@ -9,16 +9,16 @@ from relay.metrics.families import JOURNAL_ENTRIES, JOURNAL_LOST, JOURNAL_REPLAY
 
 
 class JournalMetrics:
-    """The counts of one process's journal."""
+    """The counts of one process's journals."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._entries = gauge(JOURNAL_ENTRIES, registry)
         self._replayed = counter(JOURNAL_REPLAYED, registry)
         self._lost = counter(JOURNAL_LOST, registry)
 
-    def waiting(self, entries: int) -> None:
-        """So many are in it now."""
-        self._entries.set(entries)
+    def waiting(self, change: int) -> None:
+        """So many more are in one, or fewer."""
+        self._entries.inc(change)
 
     def replayed(self) -> None:
         """The store took one, or had it already."""

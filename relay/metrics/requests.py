@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
 from relay.metrics import families
 from relay.metrics.cells import Cells
-from relay.metrics.collectors import counter, counters, gauge, histogram, histograms, within
+from relay.metrics.collectors import Counter, Series, counter, counters, gauge, histogram, histograms, within
 from relay.metrics.families import CLEAN, GEN_AI_OPERATIONS, OPERATIONS, OTHER, OUTCOMES, REFUSALS, UNSERVED
 
 
@@ -53,12 +53,10 @@ _ERROR_TYPES = {
 class RequestMetrics:
     """The part of `relay.metrics.Metrics` that is about requests, and what plugins do with them."""
 
-    def __init__(
-        self, registry: CollectorRegistry, models: Iterable[str], upstreams: Iterable[str], plugins: Iterable[str]
-    ) -> None:
-        self._models = frozenset(models)
-        self._upstreams = frozenset(upstreams)
-        plugins = tuple(plugins)
+    def __init__(self, registry: CollectorRegistry, upstreams: Container[str]) -> None:
+        """upstreams: those that are known now, whenever that is."""
+        self._models: set[str] = set()
+        self._upstreams = upstreams
         self._requests = counters(families.REQUESTS, registry)
         self._refusals = counters(families.REFUSED, registry)
         self._chunks = counter(families.CHUNKS, registry)
@@ -69,12 +67,19 @@ class RequestMetrics:
         self._output_token = histograms(families.OUTPUT_TOKEN, registry)
         self._tokens = histograms(families.TOKEN_USAGE, registry)
         self._upstream = histograms(families.UPSTREAM_FIRST_TEXT, registry)
-        self._steps = counters(families.PLUGIN_REQUESTS, registry, plugin=plugins)
-        self._errors = counters(families.PLUGIN_ERRORS, registry, plugin=plugins)
+        self._steps = Series(Counter, families.PLUGIN_REQUESTS, registry)
+        self._errors = Series(Counter, families.PLUGIN_ERRORS, registry)
         self._seconds = histograms(families.PLUGIN_SECONDS, registry)
         self._met: dict[tuple[str, str], _Met] = {}
         self._in_flight = gauge(families.IN_FLIGHT, registry)
         self._look: Callable[[], int] = lambda: 0
+
+    def know(self, models: Iterable[str], plugins: Iterable[str]) -> None:
+        """See `relay.metrics.Metrics`."""
+        self._models.update(models)
+        plugins = tuple(plugins)
+        self._steps.bind(plugin=plugins)
+        self._errors.bind(plugin=plugins)
 
     def watch(self, look: Callable[[], int]) -> None:
         """`look` says how many requests are in flight, whenever the counts are read."""

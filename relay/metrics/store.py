@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry
 
@@ -53,12 +54,18 @@ class StoreMetrics:
             self._up.set(1)  # of several workers the least is shown, and one that starts has not looked yet
         self._look = look
 
-    def watch_promises(self, kind: str, look: Callable[[], int]) -> None:
-        """`look` says how many of a kind (`PROMISES`) the store holds for somebody, whenever the counts are read."""
-        self._holders.append((kind, look))
+    @contextmanager
+    def promising(self, kind: str, look: Callable[[], int]) -> Iterator[None]:
+        """While this is open `look` says how many of a kind (`PROMISES`) the store holds for somebody, whenever it is read."""
+        holder = kind, look
+        self._holders.append(holder)
+        try:
+            yield
+        finally:
+            self._holders.remove(holder)
 
     def look(self) -> None:
         if self._look is not None:
             self._up.set(self._look())
         for kind in PROMISES:
-            self._promised[(kind,)].set(sum(look() for held, look in self._holders if held == kind))
+            self._promised[(kind,)].set(sum(look() for held, look in tuple(self._holders) if held == kind))

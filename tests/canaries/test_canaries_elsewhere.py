@@ -225,6 +225,27 @@ async def test_a_worker_that_is_killed(world):
     search(world)
 
 
+async def test_a_reload_that_is_refused(world):
+    """Of one process: what a plugin raises when it is opened is named without what it holds."""
+    world = await world()
+    text = (world.folder / "relay.toml").read_text()
+    for old, new in (
+        ('use = "history"', 'use = "histroy"'),
+        (
+            'use = "talkative:Talkative"',
+            f'use = "talkative:Talkative"\nstarted = "break:lifespan {world.canaries["value"]}"',
+        ),
+    ):
+        refused = len(world.events("not reloaded"))
+        (world.folder / "relay.toml").write_text(text.replace(old, new))
+        world.process.send_signal(signal.SIGHUP)
+        await world.until(lambda refused=refused: len(world.events("not reloaded")) > refused)
+    await world.post()
+    await world.until(lambda: world.requests)
+    assert ["completed"] == [line["outcome"] for line in world.requests]
+    search(world)
+
+
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_the_loop_in_debug_mode(world, tmp_path, loop):
     """asyncio then tells of callbacks that took long, and of whatever was left; nothing of what they were given."""

@@ -17,6 +17,7 @@ from relay.chain import Chain
 from relay.config import Upstream, parse
 from relay.errors import RelayError
 from relay.exchange import Exchange
+from relay.generation import Generation
 from relay.plugin import Plugin
 from relay.request import Request
 from relay.serve import running
@@ -83,7 +84,8 @@ class Handled:
         self.upstreams = OneUpstream()
         loan = lent(plugin)
         config = parse(CONFIG.format(base_url="http://127.0.0.1:1/v1"), Path("relay.toml"), {})
-        self.app = App(config, self.chain, self.upstreams, loan.metrics, loan.services.log)  # type: ignore[arg-type]
+        generation = Generation(config, self.chain, self.upstreams)  # type: ignore[arg-type]
+        self.app = App(generation, loan.metrics, loan.services.log)
         self.services = loan.services
 
     async def cancelled_after(self, turns: int) -> int | None:
@@ -170,7 +172,7 @@ async def streaming(folder: Path) -> AsyncIterator[tuple[App, Any, aiohttp.Clien
             url = f"http://127.0.0.1:{relay.public_port}/v1/chat/completions"
             async with session.post(url, json=CHAT) as response:
                 await response.content.readuntil(b"\n\n")
-                [link] = relay.app._chain.links
+                [link] = relay.app.generation.chain.links
                 yield relay.app, link.plugin, response
 
 

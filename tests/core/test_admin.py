@@ -198,7 +198,7 @@ async def test_admin_before_the_store_is_open(listen):
 async def test_a_supervisor_before_a_worker_serves(relay):
     """Which names the configuration has taken is not known yet, so nobody is given one of them."""
     desk = Desk(None, Secret(TOKEN), Lent().services.log)
-    desk.open(SimpleNamespace(metrics=relay.metrics, readiness=relay.ready))
+    desk.open(SimpleNamespace(metrics=relay.metrics, readiness=relay.ready), SimpleNamespace(reload=None))
     async with TestClient(RawTestServer(desk.handle)) as client:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         response = await client.post("/admin/keys", json={"name": "shop"}, headers=headers)

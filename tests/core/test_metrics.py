@@ -135,12 +135,14 @@ def test_failures_of_plugins(metrics):
 def test_what_is_in_flight_is_asked_when_it_is_read(metrics):
     """As is what the store holds for requests; of two plugins that hold places it is the sum."""
     metrics.requests.watch(lambda: 3)
-    metrics.store.watch_promises("slot", lambda: 2)
-    metrics.store.watch_promises("slot", lambda: 1)
-    metrics.store.watch_promises("reservation", lambda: 5)
-    assert value(metrics, "relay_requests_in_flight") == 3
-    assert value(metrics, "relay_store_promises", kind="slot") == 3
-    assert value(metrics, "relay_store_promises", kind="reservation") == 5
+    store = metrics.store
+    with store.promising("slot", lambda: 2), store.promising("reservation", lambda: 5):
+        with store.promising("slot", lambda: 1):
+            assert value(metrics, "relay_requests_in_flight") == 3
+            assert value(metrics, "relay_store_promises", kind="slot") == 3
+            assert value(metrics, "relay_store_promises", kind="reservation") == 5
+        assert value(metrics, "relay_store_promises", kind="slot") == 2
+    assert value(metrics, "relay_store_promises", kind="slot") == 0
 
 
 @pytest.mark.parametrize(("late_s", "told"), [(0.0, [0.0]), (0.2, [0.2]), (0.6, [0.6, 0.35, 0.1]), (99.0, [99.0] * 40)])
@@ -422,7 +424,7 @@ PARAMETERS = (
     "temperature max_tokens max_completion_tokens presence_penalty frequency_penalty top_p user logit_bias".split()
 )
 # What says these answers operators, which is not counted. (One of a guard's failures is named in relay.pure.)
-FOR_OPERATORS = {"admin", "admin_api", "admin_events", "administration", "audit", "keyring"}
+FOR_OPERATORS = {"admin_reload", "admin", "admin_api", "admin_events", "administration", "audit", "keyring"}
 
 
 def test_refusals_are_the_codes_that_there_are():

@@ -96,10 +96,12 @@ class Rig:
         buffer=None,
         store="memory:",
         timeout_ms=5000,
+        folder=None,
     ):
         """One upstream for each of `scripts`; `upstreams` are the tables of each, `upstream` is for all of them.
 
-        chain: the tables of the plugins; buffer: what the kernel holds of an upstream's reply, in bytes.
+        chain: the tables of the plugins; buffer: what the kernel holds of an upstream's reply, in bytes. folder: where
+        relay.toml is to lie; `document` is what is written there.
         """
         for script in scripts:
             self.upstreams.append(
@@ -112,7 +114,7 @@ class Rig:
             own = (upstreams or [{}] * len(scripts))[number]
             table = {"name": f"u{number}", "base_url": fake.base_url if fake else script, "models": [MODEL, "*"]}
             tables.append({**table, "api_key": UPSTREAM_KEY, **(upstream or {}), **own})
-        document = {
+        self.document = document = {
             "server": {"port": 0, **(server or {})},
             "admin": {"port": 0},
             # This machine is busy with other tests: nothing is to be late.
@@ -120,14 +122,21 @@ class Rig:
             "upstreams": tables,
             "plugins": [AUTH, moderation()] if chain is None else chain,
         }
-        config = parse(toml(document), Path(__file__).with_name("relay.toml"))
+        self.file = (folder or Path(__file__).parent) / "relay.toml"
+        if folder is not None:
+            self.file.write_text(toml(document))
+        config = parse(toml(document), self.file)
         self._running = await stack.enter_async_context(AsyncExitStack())
         self.relay = await self._running.enter_async_context(
             running(config, configure(self._log, "debug"), reader=self.reader)
         )
         self.app = self.relay.app
         self.session = await stack.enter_async_context(
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}, timeout=aiohttp.ClientTimeout(PATIENCE_S))
+            aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {KEY}"},
+                timeout=aiohttp.ClientTimeout(PATIENCE_S),
+                connector=aiohttp.TCPConnector(limit=0),
+            )
         )
         self.url = f"http://127.0.0.1:{self.relay.public_port}"
         self.chat_url = self.url + "/v1/chat/completions"
@@ -230,6 +239,15 @@ class Rig:
         """Wait until so many requests have ended and none is open; their lines."""
         await self.until(lambda: len(self.requests) >= count and not self.app._open)
         return self.requests
+
+    def text(self, document):
+        """As it stands in a file."""
+        return toml(document)
+
+    async def reload(self, text=None):
+        """Write `document`, or a text in its place, to the file of relay.toml, and have it read again."""
+        self.file.write_text(toml(self.document) if text is None else text)
+        await self.relay.reloader.reload()
 
     async def stop(self):
         """Stop the relay as it is, without draining it first."""

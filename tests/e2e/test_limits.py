@@ -27,7 +27,7 @@ def limited(open_chain):
 
 def limiter(rig):
     """The plugin itself."""
-    [plugin] = [link.plugin for link in rig.app._chain.links if link.name == "rate_limit"]
+    [plugin] = [link.plugin for link in rig.app.generation.chain.links if link.name == "rate_limit"]
     return plugin
 
 

@@ -236,15 +236,27 @@ async def test_it_waits_for_a_relay_and_hears_its_whole_life(relay, place):
 
 
 async def test_one_process(relay, place):
-    """Has no workers to tell of, and says why it is not reloaded."""
+    """Has no workers to tell of, and reloads by itself: on SIGHUP, and when it is asked to, which tells whether it did."""
     place.write(workers=1)
     process = await serve(relay)
     tail = await relay("tail")
     process.told(signal.SIGHUP)
-    await tail.until(lambda: any("  reload    state=refused" in each for each in tail.out))
+    await tail.until(lambda: any("  reload    state=done  workers=1" in each for each in tail.out))
+    asked = await relay("reload")
+    assert 0 == await asked.ends()
+    assert ["Reloaded."] == asked.out
+    place.write(workers=1, more='[[plugins]]\nuse = "parameters"\nmodle = "a"\n')
+    asked = await relay("reload")
+    assert 1 == await asked.ends()
+    assert "Nothing has changed:" == asked.err[0]
+    number = 1 + place._path.read_text().splitlines().index('modle = "a"')
+    assert f"relay.toml:{number}: plugins[1] (parameters): unknown option 'modle'" in asked.err[1]
     process.told(signal.SIGTERM)
     assert 0 == await process.ends()
-    assert ["start", "reload", "drain"] == [each.split()[1] for each in tail.out]
+    assert ["start", *["reload"] * 6, "drain"] == [each.split()[1] for each in tail.out]
+    asked = await relay("reload")
+    assert 1 == await asked.ends()
+    assert "does not answer" in asked.err[0]
     assert [] == [each for each in tail.out if "worker=" in each]
 
 

@@ -491,14 +491,20 @@ async def test_a_worker_that_hangs(launch, tmp_path):
         assert [200] * 20 == [await relay.ask() for _ in range(20)]
 
 
-async def test_one_process_is_not_reloaded(launch):
-    """It says so, and goes on."""
-    async with ScriptedUpstream(gated(asyncio.Event())) as upstream:
+async def test_one_process(launch):
+    """It is reloaded by itself: who streams goes on, who asks is served by the new one."""
+    go = asyncio.Event()
+    async with ScriptedUpstream(gated(go)) as upstream, aiohttp.ClientSession() as client:
         relay = await launch(upstream, workers=1)
-        relay.told(signal.SIGHUP)
-        [line] = await relay.says("not reloaded")
-        assert "workers" in line["reason"]
-        assert 200 == await relay.ask()
+        async with relay.post(client, stream=True) as streaming:
+            relay.write(upstream, keys=(NEW_KEY,), workers=1)
+            relay.told(signal.SIGHUP)
+            [line] = await relay.says("reloaded")
+            assert 1 == line["workers"]
+            assert 401 == await relay.ask()
+            assert 200 == await relay.ask(key=NEW_KEY)
+            go.set()
+            assert DATA == await rest(streaming)
         relay.told(signal.SIGTERM)
         await relay.ends()
     assert [] == relay.lines("worker serves")

@@ -16,9 +16,11 @@ from relay.admin import Admin, Readiness
 from relay.admin_api import MAX_BODY_BYTES, ROUTES, AdminApi
 from relay.admin_events import PATH as EVENTS
 from relay.admin_openapi import PATH, document, rendered
+from relay.admin_reload import PATH as RELOAD
 from relay.administration import Administration
 from relay.keyring import digest, is_issued
 from relay.ledger import AMOUNT_MAX, Ledger
+from relay.options import ConfigError
 from relay.secret import Secret
 from relay.store.port import StoreError
 from relay.testing.reply import Lent
@@ -31,10 +33,12 @@ GRANT = 10_000
 class Api:
     """The second listener, a client of it, and what was logged."""
 
-    def __init__(self, administration, token="t0ken"):
+    def __init__(self, administration, token="t0ken", reload=None):
         self.lent = Lent()
         api = AdminApi(administration, self.lent.services.log)
         admin = Admin(self.lent.metrics, lambda: Readiness(True), None if token is None else Secret(token), api)
+        if reload is not None:
+            admin.reloads(reload)
         self.client = TestClient(RawTestServer(admin.handle))
 
     async def __aenter__(self):
@@ -394,7 +398,7 @@ async def test_the_document_is_served(api):
 
 def test_the_document_names_what_is_served():
     """No route more, no route less."""
-    assert {*ROUTES, EVENTS, PATH} == set(DOCUMENT["paths"])
+    assert {*ROUTES, EVENTS, RELOAD, PATH} == set(DOCUMENT["paths"])
 
 
 BODIES = {
@@ -447,7 +451,13 @@ async def test_every_status_is_real(administration, monkeypatch, template, metho
         body, options["data"] = None, unending()
     async with Api(administration) as api:
         await api.ask("POST", "/admin/keys", {"name": "ann"})
-    async with Api(served, None if status == 403 else "t0ken") as api:
+
+    async def reload():
+        if status == 422:
+            raise ConfigError("relay.toml:3: plugins[0]: no")
+
+    reloads = reload if status in (200, 422) else None
+    async with Api(served, None if status == 403 else "t0ken", reloads) as api:
         answered, answer = await api.ask(method.upper(), path, body, **options)
     assert status == answered
     schema = schema_of(operation, status)

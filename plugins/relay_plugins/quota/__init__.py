@@ -88,18 +88,18 @@ class Quota(Plugin):
         assert services.store is not None, "assembly refuses memory:"
         self._metrics, self._log = services.metrics, services.log
         store = services.store
-        self._metrics.store.watch_promises("reservation", lambda: len(self._live))
 
         def ledger(unit: str) -> Ledger:
             return Ledger(store, unit, grant=self.grant if unit == self.unit else 0, lease_s=self.lease_s)
 
         self._ledger = ledger(self.unit)
-        async with Journal(
-            services.data / "journal" / self.unit, ledger, services.log, services.metrics
-        ) as self._journal:
+        journal = Journal(services.data / "journal" / self.unit, ledger, services.log, services.metrics)
+        promising = services.metrics.store.promising("reservation", lambda: len(self._live))
+        async with journal as self._journal:
             renewing = asyncio.get_running_loop().create_task(self._renew())
             try:
-                yield
+                with promising:
+                    yield
             finally:
                 renewing.cancel()
                 with suppress(asyncio.CancelledError):

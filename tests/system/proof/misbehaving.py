@@ -20,9 +20,9 @@ class Misbehaving(Plugin):
     @asynccontextmanager
     async def lifespan(self, services):
         self._limiter = Limiter("misbehaving", services.store)
-        services.metrics.store.watch_promises("slot", lambda: self._limiter.slots)
-        async with self._limiter.running():
-            yield
+        with services.metrics.store.promising("slot", lambda: self._limiter.slots):
+            async with self._limiter.running():
+                yield
 
     async def on_request(self, ex):
         match ex.headers.get("x-mishap"):

@@ -1,0 +1,103 @@
+"""One configuration as it is served: opened as a whole, beside another one if there is one, and closed when nobody needs it.
+
+A request ends on the generation on which it began, its whole chain, its upstreams and its limits of time. So a new one may
+take the place of an old one at any moment, and no stream notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import AsyncExitStack
+from typing import Final
+
+from relay.chain import Chain
+from relay.config import Config
+from relay.plugin import Services
+from relay.pure.shape import Shapes
+from relay.routes import CHAT, ROUTES
+from relay.upstream import Upstreams
+
+
+class Generation:
+    """Made inside a running loop. `open` it, count the requests in and out, `retire` it, wait until it is `closed`.
+
+    requests: those that began on it and are not settled. shapes: what the events of each upstream look like. opening: the
+    plugin that is being opened, or was last.
+    """
+
+    __slots__ = (
+        *("_life", "_retired", "_unused", "chain", "config", "opening", "requests", "routes", "server", "shapes"),
+        "upstreams",
+    )
+
+    def __init__(self, config: Config, chain: Chain, upstreams: Upstreams) -> None:
+        self.config: Final = config
+        self.server: Final = config.server
+        self.chain: Final = chain
+        self.upstreams: Final = upstreams
+        self.routes: Final = {**ROUTES, **dict.fromkeys(chain.routes, CHAT)}
+        self.shapes: Final = defaultdict[str, Shapes](Shapes)
+        self.requests = 0
+        self.opening = ""
+        self._retired = False
+        self._unused = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None
+
+    async def open(self, services: Services) -> None:
+        """Whole, or not at all: raises what the opening of a part raised, when all that was open is closed."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._life = asyncio.create_task(self._live(services, opened))
+        try:
+            await opened
+        except BaseException:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+            raise
+
+    async def _live(self, services: Services, opened: asyncio.Future[None]) -> None:
+        """In a task of its own: who closes what was opened has to be who opened it, for a task group or a time-out in it."""
+        cause: Exception | None = None  # without what the others make of it that are open
+        try:
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(self.upstreams)
+                for link in self.chain.links:
+                    self.opening = link.name
+                    try:
+                        await stack.enter_async_context(link.plugin.lifespan(services))
+                    except Exception as error:
+                        cause = error
+                        raise
+                if not opened.done():
+                    opened.set_result(None)
+                await self._unused.wait()
+        except Exception as error:
+            if opened.done():
+                raise
+            opened.set_exception(cause or error)
+
+    def settled(self) -> None:
+        """One of its requests is."""
+        self.requests -= 1
+        if self._retired and not self.requests:
+            self._unused.set()
+
+    def retire(self) -> None:
+        """No request begins on it any more; it closes when the last one is settled."""
+        self._retired = True
+        if not self.requests:
+            self._unused.set()
+
+    async def closed(self) -> None:
+        """Returns when it is. Raises what its closing raised."""
+        if self._life is not None:
+            await asyncio.shield(self._life)
+
+    def abandon(self) -> None:
+        """It closes now, whoever still uses it."""
+        self._unused.set()
+
+    async def close(self) -> None:
+        """Abandon it, and wait until it is closed."""
+        self.abandon()
+        await self.closed()

@@ -1,0 +1,136 @@
+"""The generations of a process: the one on which requests begin, and former ones that still have some under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+
+from relay.app import on_plugin_error
+from relay.assembly import assemble
+from relay.body import Body
+from relay.chain import Chain
+from relay.config import Config
+from relay.events import Publisher
+from relay.generation import Generation
+from relay.log import Logger
+from relay.metrics import Metrics
+from relay.options import ConfigError
+from relay.plugin import Services
+from relay.reply import Reply
+from relay.upstream import Upstreams
+
+# So long the plugins of a new generation may take to open, while the former one serves.
+OPEN_TIMEOUT_S: Final = 60.0
+
+
+class Generations:
+    """Made inside a running loop. `begin` first, `close` last; `current` is there in between."""
+
+    def __init__(self, make_body: Callable[[Reply], Body], metrics: Metrics, log: Logger, events: Publisher) -> None:
+        self._make_body = make_body
+        self._metrics = metrics
+        self._log = log
+        self._events = events
+        self._services: Services
+        self._one_by_one = asyncio.Lock()
+        self._former: dict[asyncio.Task[None], Generation] = {}  # by what waits for its end
+        self.current: Generation
+
+    def begin(self, config: Config) -> None:
+        """Build the first one, which is still to be opened. Raises ConfigError."""
+        self.current = self._made(config, assemble(config))
+        self._known(self.current)
+
+    async def open(self, services: Services) -> None:
+        """Open the first one. Raises what a plugin raises."""
+        self._services = services
+        await self.current.open(services)
+
+    async def replace(self, config: Config) -> None:
+        """Have requests begin on `config` from now on. Raises ConfigError, and then nothing has changed.
+
+        What has been opened for all generations stays as it was, whatever `config` says (`takes_restart`).
+        """
+        async with self._one_by_one:
+            await self._replace(config)
+
+    async def _replace(self, config: Config) -> None:
+        former = self.current
+        config = _beside(former.config, config)
+        new: Generation | None = None
+        try:
+            # Building may take its time, as of a long list of words; streams have their turns meanwhile.
+            new = self._made(config, await asyncio.to_thread(assemble, config), former)
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                # Services of its own: by them a plugin knows which others are of its chain.
+                await new.open(replace(self._services))
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise self._unfit(config, "" if new is None else new.opening, error) from error
+        self._known(new)
+        for name, _ in _asked(new) - _asked(former):
+            self._metrics.upstream_returned(name)  # one of this name that was elsewhere may have been ejected
+        self.current = new
+        former.retire()
+        closing = asyncio.create_task(self._close(former))
+        self._former[closing] = former
+        closing.add_done_callback(self._former.pop)
+
+    def _unfit(self, config: Config, opening: str, error: Exception) -> ConfigError:
+        """What no configuration should do: a plugin raises while it is built, or while it is opened, or is never open."""
+        what = f"plugin {opening!r} cannot be opened" if opening else "a plugin cannot be built"
+        self._log.error(what, exc_info=error)
+        why = f"it takes longer than {OPEN_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else type(error).__name__
+        return ConfigError(f"{config.path}: {what} ({why}); the log says more")
+
+    async def close(self) -> None:
+        """All of them, after their last requests are settled. Raises what the closing of the current one raised."""
+        try:
+            await self.current.close()
+        finally:
+            for former in self._former.values():
+                former.abandon()
+            if self._former:
+                await asyncio.wait(tuple(self._former))
+
+    async def _close(self, former: Generation) -> None:
+        try:
+            await former.closed()
+        except Exception:  # noqa: BLE001 - logged whole; nobody is there any more whom it concerns
+            self._log.exception("a former configuration did not close well")
+        names = {name for name, _ in _asked(self.current)}
+        for name, _ in _asked(former):
+            if name not in names:
+                self._metrics.upstream_returned(name)  # nobody asks it, so nobody can say that it is back
+
+    def _made(self, config: Config, chain: Chain, former: Generation | None = None) -> Generation:
+        chain.tell(on_plugin_error(self._log, self._metrics))
+        before = former.upstreams if former is not None else None
+        upstreams = Upstreams(config.upstreams, self._make_body, self._metrics, self._log, self._events, before=before)
+        return Generation(config, chain, upstreams)
+
+    def _known(self, generation: Generation) -> None:
+        upstreams = generation.config.upstreams
+        self._metrics.know(
+            (model for upstream in upstreams for model in upstream.model_map),
+            (upstream.name for upstream in upstreams),
+            (link.name for link in generation.chain.links),
+        )
+
+
+def _asked(generation: Generation) -> set[tuple[str, str]]:
+    """Its upstreams: their names, and where they are."""
+    return {(upstream.name, upstream.base_url) for upstream in generation.config.upstreams}
+
+
+def _beside(served: Config, config: Config) -> Config:
+    """`config`, where it can take the place of one that is served."""
+    server = msgspec.structs.replace(
+        config.server, host=served.server.host, port=served.server.port, workers=served.server.workers
+    )
+    return msgspec.structs.replace(config, server=server, admin=served.admin, store=served.store)
