@@ -20,7 +20,7 @@ from relay.commands.options import config_option
 from relay.commands.quota import quota
 from relay.commands.reload import reload
 from relay.commands.tail import tail
-from relay.config import Config, load, parse, text_of
+from relay.config import Config, load
 from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
@@ -43,19 +43,19 @@ def main() -> None:
 @main.command("serve")
 @config_option
 @log_option
+@click.option("--watch", is_flag=True, help="Read the configuration again whenever its file changes.")
 @click.option("--reader", type=click.Choice(["push", "await"]), default="push", hidden=True)
-def serve_command(path: Path, log_level: str, reader: Reader) -> None:
+def serve_command(path: Path, log_level: str, watch: bool, reader: Reader) -> None:
     """Serve what the configuration describes."""
 
     async def serving() -> None:
-        text = text_of(path)
-        config = parse(text, path)
+        config = load(path)
         logger = log.configure(level=log_level)
         told_to(logger)
         if config.server.workers == 1:
-            await serve(config, logger, reader=reader)
+            await serve(config, logger, reader=reader, watch=watch)
         else:
-            await supervise(text, config, logger, log_level=log_level, reader=reader)
+            await supervise(config, logger, log_level=log_level, reader=reader, watch=watch)
 
     _run(serving)
 

@@ -6,7 +6,8 @@ On any error nothing changes, and whoever asked is told which line is wrong; so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,6 +15,10 @@ from relay.config import Config, parse, takes_restart, text_of
 from relay.events import Publisher
 from relay.log import Logger
 from relay.options import ConfigError
+from relay.watch import Watch
+
+# A change counts when two looks in a row have seen the same.
+LOOK_S: Final = 0.5
 
 
 class Counted(Protocol):
@@ -80,6 +85,22 @@ class Reloader:
         self._log.info("reloaded", workers=workers)
         self._events.publish("reload", state="done", workers=workers)
         self._metrics.reloaded(well=True)
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """While this is open, reload whenever the file has changed. What it names is watched by whoever reads that."""
+        watching = asyncio.create_task(self._watch(await asyncio.to_thread(Watch, (self._first.path,))))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait((watching,))
+
+    async def _watch(self, file: Watch) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if await asyncio.to_thread(file.changed):
+                self.ask()
 
     async def close(self) -> None:
         """Give up what is being read, and wait for its end."""

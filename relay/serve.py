@@ -20,7 +20,7 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -281,9 +281,17 @@ async def accept(
 
 
 async def serve(
-    config: Config, log: Logger, *, reader: Reader = "push", on_ready: Callable[[int, int], None] | None = None
+    config: Config,
+    log: Logger,
+    *,
+    reader: Reader = "push",
+    watch: bool = False,
+    on_ready: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Serve until a signal says otherwise; `on_ready` is told the two ports in use. Raises ConfigError."""
+    """Serve until a signal says otherwise; `on_ready` is told the two ports in use. Raises ConfigError.
+
+    watch: reload when the file of the configuration changes.
+    """
     allow_many_files()
     loop = asyncio.get_running_loop()
     stop, now = asyncio.Event(), asyncio.Event()
@@ -325,7 +333,8 @@ async def serve(
             on_ready(relay.public_port, relay.admin_port)
         if changed:
             reloader.ask()
-        await stop.wait()
+        async with reloader.watching() if watch else nullcontext():
+            await stop.wait()
         server = relay.config.server
         log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)

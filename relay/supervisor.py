@@ -57,7 +57,6 @@ class Source:
     """A configuration as it was read, and its place among those that were."""
 
     generation: int
-    text: str
     config: Config
 
 
@@ -238,7 +237,7 @@ class Supervisor:
         worker.line.send(
             Assignment(
                 worker=number,
-                config=source.text,
+                config=source.config.text,
                 path=str(source.config.path),
                 store_url=means.store_url,
                 store_prefix=means.store_prefix,
@@ -385,7 +384,7 @@ class Supervisor:
         if self._signals:
             raise ConfigError("the relay is stopping")
         self._generations += 1
-        self._trial = Source(self._generations, config.text, config)
+        self._trial = Source(self._generations, config)
         self._not_before = 0.0
         replacing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._replacing = replacing

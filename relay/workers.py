@@ -68,8 +68,13 @@ async def _look(metrics: Metrics) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-async def supervise(text: str, config: Config, log: Logger, *, log_level: str, reader: Reader = "push") -> None:
-    """Serve with several workers until a signal says otherwise. `text` is what `config` was read from. Raises ConfigError."""
+async def supervise(
+    config: Config, log: Logger, *, log_level: str, reader: Reader = "push", watch: bool = False
+) -> None:
+    """Serve with several workers until a signal says otherwise. Raises ConfigError.
+
+    watch: reload when the file of the configuration changes.
+    """
     allow_many_files()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logged_by(log))
@@ -107,7 +112,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
             events.publish("start", workers=server.workers, pid=os.getpid())
 
         desk = Desk(store, admin.token, log, events)
-        supervisor = Supervisor(Source(0, text, config), means, log, serving, desk.described, events)
+        supervisor = Supervisor(Source(0, config), means, log, serving, desk.described, events)
         reloader = Reloader(config, supervisor.serve, log, metrics, events)
         desk.open(supervisor, reloader)
         stack.push_async_callback(reloader.close)
@@ -129,5 +134,7 @@ async def supervise(text: str, config: Config, log: Logger, *, log_level: str, r
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_stop)
         loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        if watch:
+            await stack.enter_async_context(reloader.watching())
         await supervisor.run()
     log.info("stopped")

@@ -55,7 +55,7 @@ def supervisor(monkeypatch):
             log_level="error",
             reader="push",
         )
-        source = Source(0, CONFIG, parse(CONFIG, Path("relay.toml"), {}))
+        source = Source(0, parse(CONFIG, Path("relay.toml"), {}))
         yield Supervisor(source, means, configure(level="critical"), lambda: None, lambda names, grants: None)
 
 

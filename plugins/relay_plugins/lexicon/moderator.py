@@ -19,10 +19,10 @@ from relay.log import Logger
 from relay.moderator import ScanningModerator
 from relay.plugin import Services
 from relay.pure.window import Hit
+from relay.watch import Watch
 from relay_plugins.lexicon.lists import WordList
 from relay_plugins.lexicon.phrases import Phrases
 from relay_plugins.lexicon.scanner import PhraseScanner
-from relay_plugins.lexicon.watch import Watch
 
 # How often files are looked at. A change is in force after two looks.
 LOOK_S = 2.0
