@@ -66,6 +66,7 @@ class Parameters(Plugin):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name} = [{low}, {high}] is empty; write the lower number first")
+        user_chars = self.user_chars
         rules = (
             _number("temperature", self.temperature_range),
             _whole("max_tokens", self.max_tokens_limit),
@@ -75,8 +76,8 @@ class Parameters(Plugin):
             _number("top_p", (0, 1)),
             _Rule(
                 "user",
-                lambda value: isinstance(value, str) and len(value) <= self.user_chars,
-                f"a string of at most {self.user_chars} characters",
+                lambda value: isinstance(value, str) and len(value) <= user_chars,
+                f"a string of at most {user_chars} characters",
             ),
             # The page says "array", and that it is not used: an empty one is all that its clients can send.
             _Rule(
