@@ -17,6 +17,7 @@ from relay.chain import Chain, hooks
 from relay.commands.audit import audit
 from relay.commands.keys import keys
 from relay.commands.options import config_option
+from relay.commands.plugins import plugins
 from relay.commands.quota import quota
 from relay.commands.reload import reload
 from relay.commands.tail import tail
@@ -100,6 +101,7 @@ main.add_command(quota)
 main.add_command(audit)
 main.add_command(tail)
 main.add_command(reload)
+main.add_command(plugins)
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 import pytest
 
-from relay.assembly import assemble
+from relay.assembly import assemble, registries
 from relay.cli import main
+from relay.commands.plugins import reference
 from relay.config import parse
+from relay.options import describe
 from relay.plugin import Plugin
 from relay_plugins.moderation import Moderation
 
@@ -22,6 +24,22 @@ READMES = [ROOT / "README.md", ROOT / "docs" / "README.zh.md"]
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_options_are_written_down() -> None:
+    """`python -m relay.commands.plugins > docs/options.md` has been run since the last change."""
+    assert reference() == (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+
+
+def test_every_option_is_explained() -> None:
+    """What a class says of itself names each of its options, but for moderation's, which have a page."""
+    known = registries()
+    for registry in (known.plugins, known.moderators):
+        for entry in registry.names():
+            if entry.target.startswith("relay_plugins.") and entry.name != "moderation":
+                cls = registry.find(entry.name)
+                said = set(re.findall(r"[a-z_]+", cls.__doc__ or ""))
+                assert {option.name for option in describe(cls)} - said == set(), entry.name
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)

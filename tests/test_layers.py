@@ -34,7 +34,9 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
     "tomllib": frozenset({"relay.config", "relay.pure.toml_line"}),
     "click": frozenset({"relay.cli", "relay.demo"})
-    | frozenset(f"relay.commands.{name}" for name in "attached audit keys options quota reload running tail".split()),
+    | frozenset(
+        f"relay.commands.{name}" for name in "attached audit keys options plugins quota reload running tail".split()
+    ),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
@@ -54,7 +56,7 @@ NEVER_IN_PURE = frozenset(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
-    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".quota", ".reload", ".tail")),
+    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".plugins", ".quota", ".reload", ".tail")),
     frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
     frozenset({"relay.demo", "relay.starter"}),
     frozenset({"relay.workers", "relay.worker"}),

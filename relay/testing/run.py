@@ -1,0 +1,160 @@
+"""One request through one plugin, without a socket: what its client would get, and what was told.
+
+    ran = await run(Office(max_messages=1), stream=True, answer=["Hel", "lo"])
+    assert ran.reply.text == "Hello"
+
+The request takes the way that it takes in a relay: the chain, the plugin's sink over a reply that comes in pieces, the end,
+`on_end`. What the relay promises is kept here too, as it is the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
+
+from relay.chain import Chain, Link
+from relay.delivery import Replay, StreamDelivery, WholeDelivery
+from relay.errors import PluginError, RelayError
+from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
+from relay.plugin import OPERATIONS, Plugin, Reply
+from relay.testing import frames
+from relay.testing.reply import CHAT, HandBody, Kept, Lent, exchange
+
+CALLED: Final = "tester"
+"""The name of the key that asks, for plugins that need to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """What the client got.
+
+    status: 200, or the refusal's. headers: those that plugins have set. data: all bytes of the body, without `[DONE]`.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body of a reply that is not streamed, or of a refusal."""
+        return json.loads(self.data)
+
+    @property
+    def events(self) -> list[Any]:
+        """What each event of a stream says."""
+        return [json.loads(line[6:]) for line in self.data.splitlines() if line.startswith(b"data: ")]
+
+    @property
+    def text(self) -> str:
+        """The content of all choices, as it came."""
+        said = self.events if self.data.startswith(b"data: ") else [self.json]
+        return "".join(
+            choice.get("delta", choice.get("message", {})).get("content") or ""
+            for event in said
+            for choice in event.get("choices", ())
+        )
+
+
+class Ran(NamedTuple):
+    """What became of a request.
+
+    events: what the plugin has published, by kind. exchange: as it was at the end, with its `outcome`. sent: the body as it
+    went to the upstream; None: nobody was asked. raised: what the relay would log and count: the plugin raised what is no
+    refusal.
+    """
+
+    reply: Replied
+    events: Sequence[tuple[str, Mapping[str, object]]]
+    exchange: Exchange
+    sent: Any | None
+    raised: Sequence[PluginError]
+
+
+class _Called(Plugin):
+    """Stands before the plugin where `auth` would."""
+
+    gives: ClassVar[tuple[Key[Any], ...]] = (CALLER,)
+    serves: ClassVar[frozenset[Operation]] = frozenset(OPERATIONS)
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex[CALLER] = CALLED
+        return None
+
+
+async def run(
+    plugin: Plugin,
+    request: Mapping[str, object] = CHAT,
+    *,
+    answer: Iterable[str] | bytes = ("Hello",),
+    cuts: Iterable[int] | None = (),
+    headers: Mapping[str, str] | None = None,
+    before: Iterable[Plugin] = (),
+    lent: Lent | None = None,
+    **changed: object,
+) -> Ran:
+    """Ask once. `request` is the body of a chat completion, with the fields in `changed` changed.
+
+    answer: what the upstream says: pieces of text, or all its bytes. cuts: where those are cut, as `frames.cut` takes it:
+    whole, at these places, or (None) byte by byte. headers: the request's. before: plugins that the request meets first.
+    lent: what the plugin is lent; a store too, if it is given one.
+
+    Raises ConfigError where the plugins do not fit together, and whatever opening one raises.
+    """
+    lent = lent or Lent()
+    raised: list[PluginError] = []
+    name = type(plugin).__name__
+    plugins = [("caller", _Called()), *((type(each).__name__, each) for each in before), (name, plugin)]
+    chain = Chain(plugins, lambda error, _: raised.append(error))
+    ex = exchange({**request, **changed}, headers=headers)
+    kept, entered = Kept(), list[Link]()
+    sent: Any | None = None
+    error: RelayError | None = None
+    answered: Reply | None = None
+    async with AsyncExitStack() as stack:
+        for link in chain.links:
+            await stack.enter_async_context(link.plugin.lifespan(lent.services))
+        try:
+            answered = await chain.enter(ex, entered)
+            sink = chain.wrap(ex, entered[:-1] if answered is not None else entered, kept)
+            if answered is not None:
+                Replay(ex, sink, answered).start()
+            else:
+                sent = json.loads(ex.request.encode())
+                _answer(ex, sink, answer, cuts)
+            if ex.stopped is not None:
+                await asyncio.sleep(0)
+            ex.outcome = await kept.ended()
+        except RelayError as refusal:
+            error = refusal
+            ex.outcome = Outcome.of(refusal)
+        await ex.close()
+        await chain.leave(ex, entered)
+    return Ran(_replied(ex, kept, answered, error), lent.told.events, ex, sent, raised)
+
+
+def _answer(ex: Exchange, sink: Any, answer: Iterable[str] | bytes, cuts: Iterable[int] | None) -> None:
+    """Have the upstream say it."""
+    body = HandBody()
+    streamed = ex.request.stream
+    (StreamDelivery if streamed else WholeDelivery)(ex, sink, body).start()
+    if not isinstance(answer, bytes):
+        answer = b"".join(frames.stream(answer)) if streamed else frames.body("".join(answer))
+    body.say(*frames.cut(answer, cuts))
+    body.eof()
+
+
+def _replied(ex: Exchange, kept: Kept, answered: Reply | None, error: RelayError | None) -> Replied:
+    """As the writer would have it: an error before the first byte is the answer, one after it stands in the stream."""
+    error = error or (kept.outcome.error if kept.outcome is not None else None)
+    headers: dict[str, str] = dict(ex.reply_headers)
+    if error is not None and not kept.chunks:
+        return Replied(error.status, {**headers, **error.headers}, error.body)
+    tail = b"" if error is None else frames.data(error.body)
+    if answered is not None:
+        return Replied(answered.status, {**headers, **answered.headers}, kept.raw + tail)
+    return Replied(200, headers, kept.raw + tail)
