@@ -1,4 +1,4 @@
-"""The page a plugin author reads: the hooks of a plugin and what the relay promises about them.
+"""The hooks of a plugin and what the relay promises about them. (docs/plugins.md says it at length, with examples.)
 
 A plugin is its configuration. Its annotated fields are its options in `relay.toml`, with their types and defaults;
 unknown options and misspelt hooks stop the start with a suggestion.

@@ -1,6 +1,7 @@
 """What the documentation shows is run: configurations are built, plugins are loaded, commands and paths exist."""
 
 import dataclasses
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -8,16 +9,19 @@ from pathlib import Path
 import click
 import pytest
 
+import relay
 from relay.assembly import assemble, registries
 from relay.cli import main
 from relay.commands.plugins import reference
 from relay.config import parse
+from relay.exchange import Exchange
 from relay.options import describe
-from relay.plugin import Plugin
+from relay.plugin import HOOKS, Plugin, Services
 from relay_plugins.moderation import Moderation
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLUGINS_PAGE = ROOT / "docs" / "plugins.md"
 READMES = [ROOT / "README.md", ROOT / "docs" / "README.zh.md"]
 
 
@@ -29,6 +33,26 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_the_options_are_written_down() -> None:
     """`python -m relay.commands.plugins > docs/options.md` has been run since the last change."""
     assert reference() == (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_are_those_that_are_tested() -> None:
+    """Each of docs/plugins.md stands in tests/examples as it is printed."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "examples").glob("*.py")]
+    shown = blocks(PLUGINS_PAGE, "python")
+    assert [] == [code for code in shown if not any(code in source for source in sources)]
+    assert len(shown) == len(sources)
+
+
+def test_the_page_for_authors_names_all_that_is_public() -> None:
+    """Every hook, every declaration of a class, every exported name, every service, the methods of an exchange and the keys."""
+    prose = re.sub(r"^```.*?^```$", "", PLUGINS_PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    said = set(re.findall(r"[A-Za-z_]+", " ".join(re.findall(r"`([^`]+)`", prose))))
+    declared = {name for name in inspect.get_annotations(Plugin) if not name.startswith("_")}
+    lent = {field.name for field in dataclasses.fields(Services)}
+    keys = {"CALLER", "API_KEY", "STOPPED_BY"}
+    levers = {"spawn", "pause", "resume", "stop", "outcome", "reply_headers", "headers", "request", "id"}
+    assert {*HOOKS, *declared, *relay.__all__, *lent, *keys, *levers} - said == set()
+    assert all(hasattr(Exchange, name) for name in levers)
 
 
 def test_every_option_is_explained() -> None:

@@ -92,6 +92,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.judge"}),
     frozenset({"relay.consultant"}),
     frozenset({"relay.labels", "relay.verdicts"}),
+    frozenset({"relay.text"}),
     frozenset({"relay.journal", "relay.moderator", "relay.plugin", "relay.audit", "relay.known"}),
     frozenset({"relay.keyring"}),
     frozenset({"relay.keys"}),

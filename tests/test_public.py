@@ -1,0 +1,79 @@
+"""What plugins are written against, and the rule of its change: docs/plugins.md, *What stays*.
+
+tests/public.txt has every public name with its signature. A test that fails here says that a plugin of somebody may break:
+what is added is written down, what is changed or gone stands in CHANGELOG.md under *Changed* or *Removed* too.
+"""
+
+import dataclasses
+import enum
+import importlib
+import inspect
+from pathlib import Path
+
+PINNED = Path(__file__).with_name("public.txt")
+# Modules, and what of each is public; None: all that `__all__` has.
+PUBLIC = {
+    "relay": None,
+    "relay.text": ("TextSink", "begun"),
+    "relay.testing.run": ("Ran", "Replied", "run"),
+    "relay.testing": None,
+    "relay.moderator": None,
+    "relay.keys": ("API_KEY", "ApiKey"),
+    "relay.exchange": ("CALLER", "STOPPED_BY"),
+}
+
+
+def described(name, value):
+    """Lines that say how it is called, and what it has."""
+    if inspect.ismodule(value):
+        return
+    if inspect.isclass(value):
+        yield f"class {name}{signature(value)}"
+        fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+        for member in sorted({*vars(value), *inherited(value)}):
+            held = inspect.getattr_static(value, member)
+            if not member.startswith("_") and member not in fields and not isinstance(value, enum.EnumMeta):
+                yield f"  {member}{signature(held) if callable(held) else signature(getattr(held, '__func__', None))}"
+        return
+    yield f"{name}{signature(value) if callable(value) else ''}"
+
+
+def inherited(cls):
+    """What it has from classes of ours."""
+    return {name for base in cls.__mro__[1:] if base.__module__.startswith("relay.") for name in vars(base)}
+
+
+def signature(value):
+    """Names and kinds, and which have a default; the rest is written differently by one Python and the next."""
+    try:
+        parameters = inspect.signature(value).parameters.values() if callable(value) else None
+    except (TypeError, ValueError):
+        return ""
+    if parameters is None:
+        return ""
+    said = []
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY and not any("*" in other for other in said):
+            said.append("*")
+        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        said.append(f"{stars}{each.name}{'=…' if each.default is not each.empty else ''}")
+    return f"({', '.join(said)})"
+
+
+def written():
+    lines = []
+    for module_name, names in PUBLIC.items():
+        module = importlib.import_module(module_name)
+        lines += ["", module_name]
+        for name in sorted(names or module.__all__):
+            lines += (f"  {line}" for line in described(name, getattr(module, name)))
+    return "\n".join(lines[1:]) + "\n"
+
+
+def test_what_is_public_stays():
+    """`python tests/test_public.py > tests/public.txt` writes it down anew."""
+    assert PINNED.read_text(encoding="utf-8") == written()
+
+
+if __name__ == "__main__":
+    print(written(), end="")
