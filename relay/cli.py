@@ -17,6 +17,7 @@ from relay.chain import Chain, hooks
 from relay.commands.audit import audit
 from relay.commands.keys import keys
 from relay.commands.options import config_option
+from relay.commands.plugin import plugin
 from relay.commands.plugins import plugins
 from relay.commands.quota import quota
 from relay.commands.reload import reload
@@ -102,6 +103,7 @@ main.add_command(audit)
 main.add_command(tail)
 main.add_command(reload)
 main.add_command(plugins)
+main.add_command(plugin)
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

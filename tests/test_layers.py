@@ -35,7 +35,8 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "tomllib": frozenset({"relay.config", "relay.pure.toml_line"}),
     "click": frozenset({"relay.cli", "relay.demo"})
     | frozenset(
-        f"relay.commands.{name}" for name in "attached audit keys options plugins quota reload running tail".split()
+        f"relay.commands.{name}"
+        for name in "attached audit keys options plugin plugins quota reload running tail".split()
     ),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
@@ -56,9 +57,11 @@ NEVER_IN_PURE = frozenset(
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
-    frozenset(f"relay.commands{name}" for name in ("", ".audit", ".keys", ".plugins", ".quota", ".reload", ".tail")),
+    frozenset(
+        f"relay.commands{name}" for name in ("", ".audit", ".keys", ".plugin", ".plugins", ".quota", ".reload", ".tail")
+    ),
     frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
-    frozenset({"relay.demo", "relay.starter"}),
+    frozenset({"relay.demo", "relay.scaffold", "relay.starter"}),
     frozenset({"relay.workers", "relay.worker"}),
     frozenset({"relay.supervisor"}),
     frozenset({"relay.forwarding"}),
