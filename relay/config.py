@@ -38,6 +38,9 @@ RetryOn: TypeAlias = Literal["connect", "429", "503", "first_byte", "500", "502"
 ADMIN_TOKEN = "RELAY_ADMIN_TOKEN"  # noqa: S105 — the name of a variable, not a token
 ANY_MODEL = "*"
 
+# Of more problems than these nobody wants to know the line before he has mended the first.
+_PLACED = 20
+
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+\Z")
 _WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104 — compared, not bound
 # Of store.url.
@@ -229,6 +232,10 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None  # the message ends with line and column
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ConfigError(
+            f"{path}: cannot be read: {type(error).__name__}; look for a number or nesting too long"
+        ) from None
     if "chains" in document:
         raise _placed(["chains: reserved for a later version; [[plugins]] is the one chain"], text, path)
     try:
@@ -250,7 +257,9 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
 
 
 def _placed(problems: Iterable[str], text: str, path: Path) -> ConfigError:
-    lines = [(line_of(text, path_of(problem)), problem) for problem in problems]
+    problems = tuple(problems)
+    lines = [(line_of(text, path_of(problem)), problem) for problem in problems[:_PLACED]]
+    lines += [(0, problem) for problem in problems[_PLACED:]]
     return ConfigError(*(f"{path}:{line}: {problem}" if line else f"{path}: {problem}" for line, problem in lines))
 
 

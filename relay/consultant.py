@@ -119,6 +119,7 @@ class Consultant:
         self._deadline_s = deadline_s
         self._breaker = Breaker()
         self._verdicts = Verdicts(cache_s, shared) if cache_s > 0 and moderator.cacheable else None
+        self._metrics = metrics
         self._counts = metrics.calls(name, self._standing)
         self._complaints = _Complaints(log.bind(moderator=name))
         self._events = events
@@ -159,6 +160,7 @@ class Consultant:
             return Unjudged("error", self.name), False  # the relay stops
 
     async def close(self) -> None:
+        self._metrics.calls_end(self.name, self._standing)
         if self._verdicts is not None:
             await self._verdicts.close()
         if self._account is not None:

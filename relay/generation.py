@@ -18,16 +18,23 @@ from relay.pure.shape import Shapes
 from relay.routes import CHAT, ROUTES
 from relay.upstream import Upstreams
 
+# Who does not end by then, although everything that was open is to be closed, is left behind.
+CLOSE_TIMEOUT_S: Final = 10.0
+
+
+class NotOpenedError(Exception):
+    """A plugin has raised what is no error while it was opened: that it is cancelled, or that the process is to end."""
+
 
 class Generation:
     """Made inside a running loop. `open` it, count the requests in and out, `retire` it, wait until it is `closed`.
 
     requests: those that began on it and are not settled. shapes: what the events of each upstream look like. opening: the
-    plugin that is being opened, or was last.
+    plugin that is being opened, or was last. life: as long as it is open; one that ends before `retire` has broken.
     """
 
     __slots__ = (
-        *("_life", "_retired", "_unused", "chain", "config", "opening", "requests", "routes", "server", "shapes"),
+        *("_retired", "_unused", "chain", "config", "life", "opening", "requests", "routes", "server", "shapes"),
         "upstreams",
     )
 
@@ -42,22 +49,25 @@ class Generation:
         self.opening = ""
         self._retired = False
         self._unused = asyncio.Event()
-        self._life: asyncio.Task[None] | None = None
+        self.life: asyncio.Task[None] | None = None
 
     async def open(self, services: Services) -> None:
         """Whole, or not at all: raises what the opening of a part raised, when all that was open is closed."""
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life = asyncio.create_task(self._live(services, opened))
+        self.life = asyncio.create_task(self._live(services, opened))
         try:
             await opened
         except BaseException:
-            self._life.cancel()
-            await asyncio.gather(self._life, return_exceptions=True)
+            self._unused.set()  # for one who does not hear that he is cancelled
+            self.life.cancel()
+            await asyncio.wait((self.life,), timeout=CLOSE_TIMEOUT_S)
+            if self.life.done() and not self.life.cancelled():
+                self.life.exception()  # has been told
             raise
 
     async def _live(self, services: Services, opened: asyncio.Future[None]) -> None:
         """In a task of its own: who closes what was opened has to be who opened it, for a task group or a time-out in it."""
-        cause: Exception | None = None  # without what the others make of it that are open
+        cause: BaseException | None = None  # without what the others make of it that are open
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self.upstreams)
@@ -65,16 +75,23 @@ class Generation:
                     self.opening = link.name
                     try:
                         await stack.enter_async_context(link.plugin.lifespan(services))
-                    except Exception as error:
+                    except BaseException as error:
                         cause = error
                         raise
                 if not opened.done():
                     opened.set_result(None)
                 await self._unused.wait()
-        except Exception as error:
+        except BaseException as error:
             if opened.done():
                 raise
-            opened.set_exception(cause or error)
+            # Of a task that is ended by what a plugin raises nobody would hear, and the process would end by a SystemExit.
+            cause = cause or error
+            opened.set_exception(cause if isinstance(cause, Exception) else NotOpenedError(type(cause).__name__))
+
+    @property
+    def over(self) -> bool:
+        """Whether it is to close, or has."""
+        return self._unused.is_set()
 
     def settled(self) -> None:
         """One of its requests is."""
@@ -90,8 +107,8 @@ class Generation:
 
     async def closed(self) -> None:
         """Returns when it is. Raises what its closing raised."""
-        if self._life is not None:
-            await asyncio.shield(self._life)
+        if self.life is not None:
+            await asyncio.shield(self.life)
 
     def abandon(self) -> None:
         """It closes now, whoever still uses it."""

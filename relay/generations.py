@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -15,7 +15,7 @@ from relay.body import Body
 from relay.chain import Chain
 from relay.config import Config
 from relay.events import Publisher
-from relay.generation import Generation
+from relay.generation import CLOSE_TIMEOUT_S, Generation
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.options import ConfigError
@@ -39,6 +39,8 @@ class Generations:
         self._one_by_one = asyncio.Lock()
         self._former: dict[asyncio.Task[None], Generation] = {}  # by what waits for its end
         self.current: Generation
+        # Set when a plugin of the current one has ended its lifespan by itself: nothing that it opened can be relied on.
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def begin(self, config: Config) -> None:
         """Build the first one, which is still to be opened. Raises ConfigError."""
@@ -48,7 +50,12 @@ class Generations:
     async def open(self, services: Services) -> None:
         """Open the first one. Raises what a plugin raises."""
         self._services = services
-        await self.current.open(services)
+        try:
+            await self.current.open(services)
+        except Exception:
+            self._log.error("a plugin cannot be opened", plugin=self.current.opening)
+            raise
+        self._look_after(self.current)
 
     async def replace(self, config: Config) -> None:
         """Have requests begin on `config` from now on. Raises ConfigError, and then nothing has changed.
@@ -63,29 +70,54 @@ class Generations:
         config = _beside(former.config, config)
         new: Generation | None = None
         try:
-            # Building may take its time, as of a long list of words; streams have their turns meanwhile.
-            new = self._made(config, await asyncio.to_thread(assemble, config), former)
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
+            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
+                # Building may take its time, as of a long list of words; streams have their turns meanwhile.
+                new = self._made(config, await asyncio.to_thread(_assembled, config), former)
                 # Services of its own: by them a plugin knows which others are of its chain.
                 await new.open(replace(self._services))
         except ConfigError:
             raise
         except Exception as error:
-            raise self._unfit(config, "" if new is None else new.opening, error) from error
+            why = f"it takes longer than {OPEN_TIMEOUT_S:g} s" if limit.expired() else type(error).__name__
+            raise self._unfit(config, "" if new is None else new.opening, error, why) from error
         self._known(new)
-        for name, _ in _asked(new) - _asked(former):
-            self._metrics.upstream_returned(name)  # one of this name that was elsewhere may have been ejected
         self.current = new
+        self._look_after(new)
+        self._tell_ejected(new)
         former.retire()
         closing = asyncio.create_task(self._close(former))
         self._former[closing] = former
         closing.add_done_callback(self._former.pop)
 
-    def _unfit(self, config: Config, opening: str, error: Exception) -> ConfigError:
+    def modules(self) -> Mapping[str, str]:
+        """Where the plugins of the current one are, by module, and their names; the first of several in one."""
+        links = reversed(self.current.chain.links)
+        return {type(link.plugin).__module__: link.name for link in links}
+
+    def _look_after(self, generation: Generation) -> None:
+        """Notice if it ends while it is served: a plugin's task group, for one, has given up."""
+
+        def ended(life: asyncio.Task[None]) -> None:
+            if not generation.over and not self.broken.done():
+                error = None if life.cancelled() else life.exception()
+                self.broken.set_exception(error or RuntimeError("a plugin has ended its lifespan"))
+                self.broken.exception()  # whoever waits for it is told; it is no fault if nobody does
+
+        assert generation.life is not None
+        generation.life.add_done_callback(ended)
+
+    def _tell_ejected(self, generation: Generation) -> None:
+        """Say of its upstreams whether they are ejected now: of one that is not asked any more, no."""
+        health = self.current.upstreams.health
+        served = {upstream.name: upstream.base_url for upstream in self.current.config.upstreams}
+        for upstream in generation.config.upstreams:
+            place = f"{upstream.name} {served.get(upstream.name)}"
+            self._metrics.upstream_stands(upstream.name, place in health and health[place].ejected)
+
+    def _unfit(self, config: Config, opening: str, error: Exception, why: str) -> ConfigError:
         """What no configuration should do: a plugin raises while it is built, or while it is opened, or is never open."""
         what = f"plugin {opening!r} cannot be opened" if opening else "a plugin cannot be built"
         self._log.error(what, exc_info=error)
-        why = f"it takes longer than {OPEN_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else type(error).__name__
         return ConfigError(f"{config.path}: {what} ({why}); the log says more")
 
     async def close(self) -> None:
@@ -95,18 +127,22 @@ class Generations:
         finally:
             for former in self._former.values():
                 former.abandon()
-            if self._former:
-                await asyncio.wait(tuple(self._former))
+            former_ones = tuple(self._former.items())
+            if former_ones:
+                await asyncio.wait(tuple(self._former), timeout=CLOSE_TIMEOUT_S)
+            for closing, former in former_ones:
+                if not closing.done():
+                    self._log.error("a former configuration does not close")
+                    closing.cancel()
+                    if former.life is not None:
+                        former.life.cancel()
 
     async def _close(self, former: Generation) -> None:
         try:
             await former.closed()
         except Exception:  # noqa: BLE001 - logged whole; nobody is there any more whom it concerns
             self._log.exception("a former configuration did not close well")
-        names = {name for name, _ in _asked(self.current)}
-        for name, _ in _asked(former):
-            if name not in names:
-                self._metrics.upstream_returned(name)  # nobody asks it, so nobody can say that it is back
+        self._tell_ejected(former)
 
     def _made(self, config: Config, chain: Chain, former: Generation | None = None) -> Generation:
         chain.tell(on_plugin_error(self._log, self._metrics))
@@ -123,9 +159,12 @@ class Generations:
         )
 
 
-def _asked(generation: Generation) -> set[tuple[str, str]]:
-    """Its upstreams: their names, and where they are."""
-    return {(upstream.name, upstream.base_url) for upstream in generation.config.upstreams}
+def _assembled(config: Config) -> Chain:
+    """As `assemble`; also of a module that would end the process there is no more than an error."""
+    try:
+        return assemble(config)
+    except SystemExit as error:
+        raise ConfigError(f"{config.path}: a plugin ends the process ({error!r}) while it is built") from None
 
 
 def _beside(served: Config, config: Config) -> Config:

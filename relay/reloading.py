@@ -50,10 +50,12 @@ class Reloader:
         self._one_by_one = asyncio.Lock()
         self._next: asyncio.Task[None] | None = None
         self._asked: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def ask(self) -> None:
-        """Reload; nobody waits for it."""
-        self._reading().add_done_callback(_is_told)
+        """Reload, if the relay is not stopping; nobody waits for it."""
+        if not self._closed:
+            self._reading().add_done_callback(_is_told)
 
     async def reload(self) -> None:
         """Returns when what stands in the file now is served. Raises ConfigError: it is not, and nothing has changed."""
@@ -61,6 +63,8 @@ class Reloader:
 
     def _reading(self) -> asyncio.Task[None]:
         """The next reading of the file. All who ask before it has begun share it: later it may have changed."""
+        if self._closed:
+            raise ConfigError("the relay is stopping")
         if self._next is None:
             self._next = asyncio.create_task(self._read())
             self._asked.add(self._next)
@@ -77,11 +81,14 @@ class Reloader:
             if kept := takes_restart(self._first, config):
                 self._log.warning("takes a restart", what=kept)
             workers = await self._serve(config)
-        except ConfigError as error:
+        except Exception as cause:  # noqa: BLE001 - whatever it is, nothing has changed, and whoever asked is told
+            error = cause if isinstance(cause, ConfigError) else ConfigError(_unforeseen(self._first.path, cause))
+            if error is not cause:
+                self._log.error("reload failed", exc_info=cause)
             self._log.error("not reloaded", problems=list(error.problems))
             self._events.publish("reload", state="refused", reason="; ".join(error.problems))
             self._metrics.reloaded(well=False)
-            raise
+            raise error from None
         self._log.info("reloaded", workers=workers)
         self._events.publish("reload", state="done", workers=workers)
         self._metrics.reloaded(well=True)
@@ -89,7 +96,10 @@ class Reloader:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """While this is open, reload whenever the file has changed. What it names is watched by whoever reads that."""
-        watching = asyncio.create_task(self._watch(await asyncio.to_thread(Watch, (self._first.path,))))
+        path = self._first.path
+        watching = asyncio.create_task(self._watch(await asyncio.to_thread(Watch, (path,))))
+        if not await asyncio.to_thread(_still_says, path, self._first.text):
+            self.ask()  # it was changed while the relay started
         try:
             yield
         finally:
@@ -104,6 +114,7 @@ class Reloader:
 
     async def close(self) -> None:
         """Give up what is being read, and wait for its end."""
+        self._closed = True
         for task in self._asked:
             task.cancel()
         if self._asked:
@@ -112,6 +123,17 @@ class Reloader:
 
 def _read(path: Path) -> Config:
     return parse(text_of(path), path)
+
+
+def _still_says(path: Path, text: str) -> bool:
+    try:
+        return text_of(path) == text
+    except ConfigError:
+        return True  # what is wrong with it is told when it has changed again
+
+
+def _unforeseen(path: Path, cause: Exception) -> str:
+    return f"{path}: cannot be served ({type(cause).__name__}); the log says more"
 
 
 def _is_told(reading: asyncio.Task[None]) -> None:

@@ -48,6 +48,7 @@ from relay.store.opening import opened
 from relay.store.port import Store
 from relay.store.pulse import beating
 from relay.store.redis import RedisStore
+from relay.watchdog import watched
 
 Reader = Literal["push", "await"]
 
@@ -114,6 +115,16 @@ class Relay:
     def plugins(self) -> Sequence[Plugin]:
         """Those of the chain that is served now."""
         return [link.plugin for link in self._generations.current.chain.links]
+
+    async def until(self, event: asyncio.Event) -> None:
+        """Returns when it is set. Raises what has ended the lifespan of a plugin, if that happens before."""
+        waiting = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait((waiting, self._generations.broken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if self._generations.broken.done():
+            self._generations.broken.result()
 
     async def reload(self, config: Config) -> int:
         """Have requests begin on `config` from now on; returns how many processes serve it. Raises ConfigError, and then
@@ -213,6 +224,7 @@ async def running(
         )
         runner, public_port = await accept(stack, public, sockets, share)
         await stack.enter_async_context(lag_told(metrics.lagged, LAG_PERIOD_S))
+        await stack.enter_async_context(watched(generations.modules, log))
         stack.callback(asyncio.get_running_loop().create_task(app.watch()).cancel)
         started = True
         if share is None:
@@ -334,7 +346,7 @@ async def serve(
         if changed:
             reloader.ask()
         async with reloader.watching() if watch else nullcontext():
-            await stop.wait()
+            await relay.until(stop)
         server = relay.config.server
         log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)

@@ -137,6 +137,11 @@ class Supervisor:
 
     # What others ask
 
+    @property
+    def config(self) -> Config:
+        """What is served."""
+        return self._source.config
+
     def readiness(self) -> Readiness:
         if self._signals:
             return Readiness(False, ("draining",))
@@ -205,7 +210,7 @@ class Supervisor:
         """As many as are wanted serve what is wanted."""
         if self._arrived_at is None:
             self._on_ready()
-        elif self._replacing is not None and not self._replacing.done():
+        if self._replacing is not None and not self._replacing.done():
             self._replacing.set_result(self._source.config.server.workers)
         self._arrived_at = self._source
 

@@ -34,6 +34,7 @@ MAX_HELD_CHARS: Final = 65_536
 
 # A frame of which nobody wants these any more says only what is put into it.
 _ENDINGS: Final = ("usage", "obfuscation")
+_ITS_TEXT: Final = ("index", "delta", "finish_reason")
 
 
 class TextSink:
@@ -91,7 +92,8 @@ class TextSink:
                 if leaves != text:
                     changed = copy.deepcopy(frame) if changed is None else changed
                     changed["choices"][place][part]["content"] = leaves
-                    says = says or bool(leaves) or ends or len(said) > 1
+                    beside = any(value is not None and key not in _ITS_TEXT for key, value in choice.items())
+                    says = says or bool(leaves) or ends or beside or len(said) > 1
                     continue
             elif ends:
                 self._flush(index)

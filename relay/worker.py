@@ -102,7 +102,7 @@ class Worker:
             self._state = "serving"
             names, grants = described(relay.plugins)
             self._line.send(Report(state=self._state, key_names=tuple(names), grants=dict(grants)))
-            await self._order.wait()
+            await relay.until(self._order)
             server = config.server
             going = relay.retire if self._retiring else partial(relay.drain, server.shutdown_delay_s)
             await hurried(going(server.drain_s, partial(self._is, "leaving")), self._now, relay.app)

@@ -123,7 +123,8 @@ async def supervise(
 
         def on_stop() -> None:
             supervisor.stop()
-            log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
+            now = supervisor.config.server
+            log.info("draining", delay_s=now.shutdown_delay_s, grace_s=now.drain_s)
 
         def on_hangup() -> None:
             if terminal_gone(had_terminal):

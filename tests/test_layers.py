@@ -103,7 +103,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.store.pulse", "relay.store.redis", "relay.store.embedded"}),
     frozenset({"relay.store.places", "relay.store.home"}),
     frozenset({"relay.store.link"}),
-    frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret", "relay.watch"}),
+    frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret", "relay.watch", "relay.watchdog"}),
     frozenset(
         {
             "relay.head",

@@ -19,7 +19,7 @@ from relay.commands.running import addressed, url_option
 # Longer than any plugin may take to open, one worker after the other.
 _ANSWER_S: Final = 600.0
 _CONNECT_S: Final = 5.0
-_MAX_BYTES: Final = 1_048_576
+_MAX_BYTES: Final = 16_777_216
 
 
 @click.command("reload")
@@ -31,7 +31,11 @@ def reload(path: Path, url: str | None) -> None:
     New requests go by the new one, those under way end by the old one. If there is an error in it, nothing changes: this
     says on which line, and ends with status 1.
     """
-    where, token = addressed(path, url)
+    try:
+        where, token = addressed(path, url)
+    except SystemExit:
+        click.echo("Nothing has changed: the relay was not asked.", err=True)
+        sys.exit(1)
     try:
         status, body = asyncio.run(_ask(where.rstrip("/") + PATH, token))
     except (ClientError, TimeoutError, OSError) as error:
@@ -50,7 +54,12 @@ async def _ask(url: str, token: str) -> tuple[int, bytes]:
         ClientSession(timeout=timeout, trust_env=False) as session,
         session.post(url, headers=headers, allow_redirects=False) as response,
     ):
-        return response.status, await response.content.read(_MAX_BYTES)
+        body = b""
+        async for part in response.content.iter_chunked(65_536):
+            body += part
+            if len(body) > _MAX_BYTES:
+                break
+        return response.status, body
 
 
 def _message(status: int, body: bytes) -> str:

@@ -156,6 +156,10 @@ class Metrics:
         """
         return self._moderation.calls(moderator, look)
 
+    def calls_end(self, moderator: str, look: Callable[[], Standing]) -> None:
+        """What `look` was given for by `calls` is over."""
+        self._moderation.forget(moderator, look)
+
     def stream_opened(self) -> None:
         """A stream is about to be written; `stream_closed` follows exactly once."""
         self._open_streams.inc()
@@ -195,7 +199,11 @@ class Metrics:
 
     def upstream_returned(self, upstream: str) -> None:
         """It is no longer."""
-        self._ejected[(within(upstream, self._upstreams),)].set(0)
+        self.upstream_stands(upstream, ejected=False)
+
+    def upstream_stands(self, upstream: str, ejected: bool) -> None:
+        """Whether it is asked only after all others now, whenever that began."""
+        self._ejected[(within(upstream, self._upstreams),)].set(float(ejected))
 
     def history_trimmed(self, messages: int) -> None:
         """So many messages of a conversation are not sent on."""

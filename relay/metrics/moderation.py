@@ -44,6 +44,9 @@ class Standing(NamedTuple):
     waiting: int
 
 
+_AWAY = Standing("closed", 0.0, 0.0, 0)
+
+
 class Calls:
     """Counts the calls to one moderator."""
 
@@ -83,7 +86,7 @@ class ModerationMetrics:
         self._ceiling = gauges(families.RATE_CEILING, registry)
         self._rate = gauges(families.RATE_ALLOWED, registry)
         self._waiting = gauges(families.CHECKS_WAITING, registry)
-        self._looks: dict[str, Callable[[], Standing]] = {}
+        self._looks: dict[str, list[Callable[[], Standing]]] = {}  # of a name the last one counts
         self.add_moderator(OTHER, ())
 
     def add_moderator(self, name: str, labels: Iterable[str]) -> None:
@@ -91,13 +94,19 @@ class ModerationMetrics:
         self._violations.bind(moderator=(name,), label={*labels, OTHER})
 
     def calls(self, name: str, look: Callable[[], Standing]) -> Calls:
-        self._looks[name] = look
+        self._looks.setdefault(name, []).append(look)
         return Calls(self._calls[(name,)], self._scanned[(name,)], self._seconds[(name,)])
+
+    def forget(self, name: str, look: Callable[[], Standing]) -> None:
+        """This one is asked no more, and is not to be looked at."""
+        looks = self._looks.get(name, [])
+        if look in looks:
+            looks.remove(look)
 
     def look(self) -> None:
         """Set the gauges to what is now."""
-        for name, look in self._looks.items():
-            standing = look()
+        for name, looks in tuple(self._looks.items()):
+            standing = looks[-1]() if looks else _AWAY
             self._breaker[(name,)].set(BREAKER_STATES.index(standing.breaker))
             self._ceiling[(name,)].set(standing.ceiling)
             self._rate[(name,)].set(standing.rate)

@@ -17,6 +17,9 @@ Path = Sequence[str | int]
 # As messages write it: `plugins[2].moderators[0].words`.
 _WRITTEN: Final = re.compile(r"""[A-Za-z0-9_-]+(?:\[[0-9]+\]|\.[A-Za-z0-9_-]+|\."[^"]*")*""")
 _PART: Final = re.compile(r"""\[([0-9]+)\]|"([^"]*)"|([A-Za-z0-9_-]+)""")
+_LINE: Final = re.compile(r"[^\n]*\n|[^\n]+")  # as TOML has them; str.splitlines knows of others
+# So many are read at most to find one, a fifth of a second: the end of a value of very many lines is found slowly.
+_BUDGET_LINES: Final = 100_000
 _UNKNOWN: Final = re.compile(r"unknown (?:option|key) '([^']*)'")
 
 
@@ -33,7 +36,8 @@ def path_of(problem: str) -> list[str | int]:
 
 
 def line_of(text: str, path: Path) -> int:
-    """The line, from 1, where the statement begins that says what `path` leads to, or as far as it leads; 0 for nowhere.
+    """The line, from 1, where the statement begins that says what `path` leads to, or as far as it leads; 0 for nowhere,
+    and for what is too much to read.
 
     Raises ValueError if the text is no TOML.
     """
@@ -41,11 +45,19 @@ def line_of(text: str, path: Path) -> int:
     if not found:
         return 0
     path = path[:found]
-    lines = text.splitlines(keepends=True)
+    lines = _LINE.findall(text)
+    budget = _BUDGET_LINES
     before, after, unknown = 0, len(lines), len(lines)  # without it, with it, and up to where no line is known
     while unknown - before > 1:
         middle = (before + unknown) // 2
-        whole = next((end for end in range(middle, unknown) if _reach(_read(lines[:end]), path) is not None), None)
+        whole = None
+        for end in range(middle, unknown):
+            budget -= end
+            if budget < 0:
+                return 0
+            if _read(lines[:end]) is not None:
+                whole = end
+                break
         if whole is None or _reach(_read(lines[:whole]), path) == found:
             after, unknown = whole or after, middle
         else:

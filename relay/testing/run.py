@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from relay.chain import Chain, Link
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
-from relay.errors import PluginError, RelayError
+from relay.errors import InternalError, PluginError, RelayError
 from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
 from relay.plugin import OPERATIONS, Plugin, Reply
 from relay.testing import frames
@@ -52,7 +52,7 @@ class Replied:
     @property
     def text(self) -> str:
         """The content of all choices, as it came."""
-        said = self.events if self.data.startswith(b"data: ") else [self.json]
+        said = self.events if self.data.startswith(b"data: ") or not self.data else [self.json]
         return "".join(
             choice.get("delta", choice.get("message", {})).get("content") or ""
             for event in said
@@ -64,8 +64,8 @@ class Ran(NamedTuple):
     """What became of a request.
 
     events: what the plugin has published, by kind. exchange: as it was at the end, with its `outcome`. sent: the body as it
-    went to the upstream; None: nobody was asked. raised: what the relay would log and count: the plugin raised what is no
-    refusal.
+    went to the upstream; None: nobody was asked. raised: what the relay would log and count, each with its cause in
+    `__cause__`: the plugin raised what is no refusal.
     """
 
     reply: Replied
@@ -109,7 +109,12 @@ async def run(
     raised: list[PluginError] = []
     name = type(plugin).__name__
     plugins = [("caller", _Called()), *((type(each).__name__, each) for each in before), (name, plugin)]
-    chain = Chain(plugins, lambda error, _: raised.append(error))
+
+    def on_error(error: PluginError, cause: BaseException) -> None:
+        error.__cause__ = cause
+        raised.append(error)
+
+    chain = Chain(plugins, on_error)
     ex = exchange({**request, **changed}, headers=headers)
     kept, entered = Kept(), list[Link]()
     sent: Any | None = None
@@ -124,6 +129,8 @@ async def run(
             if answered is not None:
                 Replay(ex, sink, answered).start()
             else:
+                if ex.stopped is not None:
+                    raise ex.stopped.error or InternalError()
                 sent = json.loads(ex.request.encode())
                 _answer(ex, sink, answer, cuts)
             if ex.stopped is not None:

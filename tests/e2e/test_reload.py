@@ -56,6 +56,48 @@ class RaisesWhenBuilt(Plugin):
     def __post_init__(self):
         raise KeyError("sk-secret")
 
+class IsCancelledWhenOpened(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        raise asyncio.CancelledError
+        yield
+
+class EndsTheProcess(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        raise SystemExit(3)
+        yield
+
+class DoesNotHear(Plugin):
+    """Does not hear once that it is cancelled while it is opened."""
+
+    @asynccontextmanager
+    async def lifespan(self, services):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+        yield
+
+class GivesUp(Plugin):
+    """What it does beside breaks, and ends its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(self, services):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.work())
+            yield
+
+    async def work(self):
+        await asyncio.sleep(0.05)
+        raise RuntimeError
+
+class NeverCloses(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        yield
+        await asyncio.Event().wait()
+
 class NeverOpens(Plugin):
     @asynccontextmanager
     async def lifespan(self, services):
@@ -243,6 +285,12 @@ def broken(rig, told):
         (plugins({"use": "quota"}), "store.url is memory:"),
         (plugins(told("RaisesWhenBuilt")), "a plugin cannot be built (KeyError)"),
         (plugins(told("RaisesWhenOpened")), "plugin 'RaisesWhenOpened' cannot be opened (RuntimeError)"),
+        (plugins(told("IsCancelledWhenOpened")), "cannot be opened (NotOpenedError)"),
+        (plugins(told("EndsTheProcess")), "cannot be opened (NotOpenedError)"),
+        (sound + f"\nx = {'[' * 3000}{']' * 3000}\n", "cannot be read: RecursionError"),
+        (sound + f"\nx = {'1' * 5000}\n", "cannot be read: ValueError"),
+        (plugins({"use": "ends_the_process:Plugin"}), "ends the process"),
+        (plugins(told("DoesNotHear")), "cannot be opened (it takes longer than 1 s)"),
         (plugins(told("NeverOpens")), "plugin 'NeverOpens' cannot be opened (it takes longer than 1 s)"),
     ]
 
@@ -252,8 +300,8 @@ async def test_an_error_changes_nothing(serve, folder, told, monkeypatch):
     monkeypatch.setattr("relay.generations.OPEN_TIMEOUT_S", 1.0)
     rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("Told")])
     rig.loudest = "error"
+    (folder / "ends_the_process.py").write_text("raise SystemExit(5)")
     texts = broken(rig, told)
-    assert 20 == len(texts)
     for text, says in texts:
         with pytest.raises(ConfigError) as caught:
             await rig.reload(text)
@@ -263,9 +311,9 @@ async def test_an_error_changes_nothing(serve, folder, told, monkeypatch):
         assert list(caught.value.problems) == rig.log[-1]["problems"]
         assert "not reloaded" == rig.log[-1]["event"]
         assert "first" == (await rig.ask()).headers["x-told"]
-    assert {"refused": 20.0} == await reloads(rig)
-    # Two were opened as far as they could be, and closed again.
-    assert {"opened": 3, "closed": 2} == {what: told.lives().count((what, "first")) for what in ("opened", "closed")}
+    assert {"refused": len(texts)} == await reloads(rig)
+    # Some were opened as far as they could be, and closed again.
+    assert {"opened": 6, "closed": 5} == {what: told.lives().count((what, "first")) for what in ("opened", "closed")}
 
 
 async def test_the_line_is_named(serve, folder):
@@ -312,6 +360,40 @@ async def test_one_that_does_not_close_well(serve, folder, told):
 
 
 TENCENT = {"use": "tencent", "secret_id": "AKIDaa", "secret_key": "aa", "endpoint": "http://127.0.0.1:9"}
+
+
+async def test_one_that_breaks_while_it_is_served(serve, folder, told):
+    """What it had opened is closed under those who use it, so the process ends, as it does when it breaks at the start."""
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder)
+    rig.document["plugins"] = [AUTH, told("GivesUp")]
+    await rig.reload()
+    with pytest.raises(ExceptionGroup):
+        await rig.relay.until(asyncio.Event())
+    await rig.metrics()
+    rig.stopped = True
+    with pytest.raises(ExceptionGroup):
+        await rig._running.aclose()
+
+
+async def test_one_that_never_closes(serve, folder, told, monkeypatch):
+    """Is left behind, and keeps nobody from ending."""
+    monkeypatch.setattr("relay.generations.CLOSE_TIMEOUT_S", 0.05)
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("NeverCloses")])
+    rig.loudest = "error"
+    rig.document["plugins"] = [AUTH]
+    await rig.reload()
+    await rig.stop()
+    assert "a former configuration does not close" in [line["event"] for line in rig.log]
+
+
+async def test_after_the_end(serve, folder):
+    """Nothing is read any more."""
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder)
+    await rig.relay.reloader.close()
+    rig.relay.reloader.ask()
+    with pytest.raises(ConfigError, match="stopping"):
+        await rig.reload()
+    assert {} == await reloads(rig)
 
 
 async def test_what_was_served_is_forgotten(serve, folder):
@@ -362,7 +444,7 @@ async def test_a_hundred_reloads_under_two_hundred_streams(serve, folder, told, 
     chain = [AUTH, told("Told"), moderating("forbidden fruit")]
     rig = await serve(streamed(events, pace_s=0.05), folder=folder, chain=chain)
     rig.loudest = "error"
-    sound, texts = copy.deepcopy(rig.document), broken(rig, told)
+    sound, texts = copy.deepcopy(rig.document), broken(rig, told)[:20]
     ended, stopped, names, live = Counter(), False, set(), []
 
     async def client():
@@ -414,8 +496,8 @@ async def test_a_watched_file(serve, folder, monkeypatch):
     def told():
         return [line["event"] for line in rig.log if line["event"] in ("reloaded", "not reloaded")]
 
+    replace(rig.text(rig.document) + "\n[nonsense]\n")  # while it started
     async with rig.relay.reloader.watching():
-        replace(rig.text(rig.document) + "\n[nonsense]\n")
         await rig.until(lambda: told() == ["not reloaded"])
         rig.document["server"] = {"port": 0, "max_body_bytes": 10}
         replace(rig.text(rig.document))

@@ -98,3 +98,15 @@ def test_every_line_is_found(statements, data):
     tomllib.loads(text)
     number = data.draw(st.integers(0, len(statements) - 1))
     assert written[number] == line_of(text, [f"k{number}"])
+
+
+def test_other_ends_of_lines_are_none_of_toml():
+    """Which str.splitlines knows of; a carriage return before the line's end is part of it."""
+    assert 3 == line_of("# a\u2028b\x85\n[server]\nport = 1", ["server", "port"])
+    assert 2 == line_of("a = 1\r\nb = 2\r\n", ["b"])
+
+
+def test_what_is_too_much_to_read_has_no_line():
+    """And costs no more than that: of a list of 20,000 lines the end is not looked for."""
+    text = "a = [\n" + "  1,\n" * 20_000 + "]\nb = 1\n"
+    assert line_of(text, ["b"]) in (0, 20_003)

@@ -162,9 +162,9 @@ class Moderation(Plugin):
             metrics=services.metrics,
         )
         async with AsyncExitStack() as stack:
-            for moderator in self.moderators:
-                await stack.enter_async_context(moderator.lifespan(services))
             try:
+                for moderator in self.moderators:
+                    await stack.enter_async_context(moderator.lifespan(services))
                 yield
             finally:
                 for check in self._late:
