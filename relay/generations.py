@@ -163,8 +163,8 @@ def _assembled(config: Config) -> Chain:
     """As `assemble`; also of a module that would end the process there is no more than an error."""
     try:
         return assemble(config)
-    except SystemExit as error:
-        raise ConfigError(f"{config.path}: a plugin ends the process ({error!r}) while it is built") from None
+    except SystemExit:
+        raise ConfigError(f"{config.path}: a plugin ends the process while it is built") from None
 
 
 def _beside(served: Config, config: Config) -> Config:

@@ -157,6 +157,9 @@ def hook_problems(cls: type[Plugin]) -> list[str]:
             problems.append(f"{cls.__name__}.{hook} has to be {'async def' if awaited else 'def, not async def'}")
     if inspect.isasyncgenfunction(cls.lifespan):
         problems.append(f"{cls.__name__}.lifespan needs @asynccontextmanager")
+    elif inspect.isgeneratorfunction(inspect.unwrap(cls.lifespan)):
+        problems.append(f"{cls.__name__}.lifespan has to be async def, with @asynccontextmanager")
+    problems += (problem for hook in HOOKS if (problem := _called_wrongly(cls, hook)))
     if bool(cls.routes) is (cls.translate is Plugin.translate):
         problems.append(f"{cls.__name__}: `routes` and `translate` belong together; define both, or neither")
     problems += (
@@ -169,3 +172,15 @@ def hook_problems(cls: type[Plugin]) -> list[str]:
         for operation in sorted(set(cls.serves) - set(OPERATIONS))
     )
     return problems
+
+
+def _called_wrongly(cls: type[Plugin], hook: str) -> str:
+    """What is wrong with a hook that cannot be called as it will be; "" if it can."""
+    own, called = (inspect.signature(getattr(each, hook)) for each in (cls, Plugin))
+    try:
+        own.bind(*called.parameters)
+    except TypeError:
+        return (
+            f"{cls.__name__}.{hook} is called as {hook}({', '.join(called.parameters)}), and is defined as {hook}{own}"
+        )
+    return ""

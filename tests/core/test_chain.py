@@ -141,6 +141,29 @@ def test_inherited_misspelling() -> None:
     assert [problem.split()[0] for problem in hook_problems(Derived)] == ["Derived.on_reqest", "Derived.on_steam"]
 
 
+def test_hooks_that_cannot_be_called() -> None:
+    """Neither with what they are given, nor as what they have to be; one that takes more, with defaults, can."""
+
+    class Wrong(Plugin):
+        async def on_request(self):  # type: ignore[no-untyped-def, override]
+            ...
+
+        def on_stream(self, ex, sink, more):  # type: ignore[no-untyped-def, override]
+            ...
+
+        async def on_end(self, exchange, more=None):  # type: ignore[no-untyped-def, override]
+            ...
+
+        def lifespan(self, services):  # type: ignore[no-untyped-def, override]
+            yield
+
+    assert hook_problems(Wrong) == [
+        "Wrong.lifespan has to be async def, with @asynccontextmanager",
+        "Wrong.on_request is called as on_request(self, ex), and is defined as on_request(self)",
+        "Wrong.on_stream is called as on_stream(self, ex, sink), and is defined as on_stream(self, ex, sink, more)",
+    ]
+
+
 def test_hooks_that_cannot_run() -> None:
     """A hook that is awaited and cannot be, or the reverse, and an operation that there is not, stop the start."""
 
