@@ -69,7 +69,9 @@ class TestReplies:
         rig = await serve(streamed(data), chain=moderated())
         assert b"".join(data) == (await rig.ask()).data
         shown = [ask.text for ask in tms.counts.kept]
-        assert shown[0].startswith(CLEAN[:8])
+        assert any(
+            each.startswith(CLEAN[:8]) for each in shown
+        )  # two are asked about at a time, so it need not be the first
         assert any("🎈❤\ufe0f" in text for text in shown)
         assert sum(map(len, shown)) >= len(CLEAN)
 

@@ -208,9 +208,9 @@ async def streams():
 
 
 async def rest(response):
-    """What a stream says to its end; None if it is broken off."""
+    """What a stream says to its end, without the comments of one that is kept alive; None if it is broken off."""
     try:
-        return await response.read()
+        return (await response.read()).replace(b": keep-alive\n\n", b"")
     except aiohttp.ClientError:
         return None
 
