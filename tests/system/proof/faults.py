@@ -172,7 +172,7 @@ class Visited(Hurt):
         raised = increased('relay_plugin_errors_total{JOB,hook="on_end"}')
         await self.while_asked("plugin raises late", raised, 0.3, lambda _: load.ask(user, mishap="raise at the end"))
         late = "sum(rate(relay_loop_lag_seconds_sum{JOB}[4s])) > 0.05"
-        await self.while_asked("loop blocked", late, 0.7, lambda _: load.ask(user, mishap="block"))
+        await self.while_asked("loop blocked", late, 0.9, lambda _: load.ask(user, mishap="block"))
         gone = increased('relay_requests_total{JOB,outcome="client_gone"}')
         await self.while_asked("clients leave", gone, 0.3, lambda _: load.ask(user, leave=True))
         unknown = increased(code("invalid_api_key"))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from relay.limits import NOTHING, Limiter, Rates, Scope
 from relay.plugin import Plugin
 
-BLOCKED_S = 0.3
+BLOCKED_S = 0.5
 
 _SCOPE = Scope("all", "", Rates(open=1_000_000))
 

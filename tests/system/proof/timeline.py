@@ -12,6 +12,8 @@ WARM_S = 5.0
 """After which the shortest windows are full."""
 CALM_S = 6.0
 """For which a relay is looked at while all is well."""
+CALM_PATIENCE_S = 180.0
+"""For how long a machine that has other things to do may keep a relay from being on time."""
 HOLD_S = 2.0
 """For which a fault goes on after it was seen."""
 
@@ -52,12 +54,13 @@ class Watch:
         self._prometheus = prometheus
 
     async def calm(self):
-        """Before all faults."""
-        await self.until("up{JOB} == 1")
-        await asyncio.sleep(WARM_S)
-        self.timeline.calm = calm = Phase("calm", time.time())
-        await asyncio.sleep(CALM_S)
-        calm.over = time.time()
+        """Before all faults: seconds in which the machine let the relay's loop be on time, and as many before as rules look back."""
+        late = (
+            'sum(relay_loop_lag_seconds_count{{JOB}}{0}) - sum(relay_loop_lag_seconds_bucket{{JOB,le="0.1"}}{0})'.format
+        )
+        await self.until(f"{late('')} == {late(f' offset {WARM_S + CALM_S:g}s')}", CALM_PATIENCE_S)
+        over = time.time()
+        self.timeline.calm = Phase("calm", over - CALM_S, over)
 
     @asynccontextmanager
     async def fault(self, name, *, seen, over=None, hold_s=HOLD_S):
@@ -83,9 +86,9 @@ class Watch:
         query = query.replace("JOB", f'job="{self.timeline.job}"')
         return list((await asyncio.to_thread(self._prometheus.now, query)).values())
 
-    async def until(self, query):
+    async def until(self, query, patience_s=PATIENCE_S):
         """Wait until a query gives something."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + patience_s
         while not await self.values(query):
-            assert time.monotonic() < end, f"for {PATIENCE_S:g} s nothing came of {query}; {self.timeline.faults}"
+            assert time.monotonic() < end, f"for {patience_s:g} s nothing came of {query}; {self.timeline.faults}"
             await asyncio.sleep(INTERVAL_S / 4)
