@@ -84,6 +84,7 @@ class App:
             path = message.url.raw_path  # without a query; a path with escapes is another one
             route = generation.routes.get(path)
         ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
+        ex.route = path
         ex.reply_headers["x-request-id"] = ex.id
         reply = Open(ex, request.task, generation, route is not None)
         self._begun(reply)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from relay.chain import Chain
 from relay.config import Config
+from relay.effect import branch_problems
 from relay.ledger import Metered
 from relay.moderator import Moderator
 from relay.options import ConfigError, Context, build
 from relay.plugin import Plugin
 from relay.registry import Registry
+from relay.section import Section
 
 
 @runtime_checkable
@@ -54,58 +56,92 @@ def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chai
     if str(config.folder) not in sys.path:
         # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration; last, so that it hides no other module.
         sys.path.append(str(config.folder))
-    known = registries()
-
-    def find_moderator(use: str) -> type[Moderator]:
-        return _whole(use, known.moderators.find(use))
-
-    context = Context(folder=config.folder, environ=environ, kinds={Moderator: find_moderator})
-    built: list[tuple[str, Plugin]] = []
-    problems: list[str] = []
-    units: set[str] = set()
-    for position, table in enumerate(config.plugins):
-        where = f"plugins[{position}]"
-        use = str(table["use"])
+    building = _Building(config, environ)
+    head = building.build(config.plugins, "plugins")
+    behind = [
+        building.build(branch.plugins, f"chains[{position}].plugins", f"{branch.name}/")
+        for position, branch in enumerate(config.chains)
+    ]
+    if not building.problems:
+        sections = [
+            Section(built.plugins, built.places, name=branch.name, match=branch.match)
+            for branch, built in zip(config.chains, behind, strict=True)
+        ]
         try:
-            found = known.plugins.find(use)
+            chain = Chain(head.plugins, places=head.places, branches=sections)
         except ConfigError as error:
-            problems += error.at(where).problems
-            continue
+            raise config.wrong(error.problems) from None
+        building.problems += branch_problems(config, chain)
+        if not building.problems:
+            return chain
+    raise config.wrong(building.problems)
+
+
+class _Built(NamedTuple):
+    """Plugins of one list with their names, and where each stands in the configuration."""
+
+    plugins: list[tuple[str, Plugin]]
+    places: list[str]
+
+
+class _Building:
+    """Builds what a configuration names. problems: what was wrong so far."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self.problems: list[str] = []
+        self._config = config
+        self._known = registries()
+        self._context = Context(folder=config.folder, environ=environ, kinds={Moderator: self._moderator})
+        self._units: set[str] = set()
+
+    def build(self, tables: Sequence[Mapping[str, object]], path: str, prefix: str = "") -> _Built:
+        """The plugins of the tables at `path`; their names begin with `prefix`."""
+        built = _Built([], [])
+        for position, table in enumerate(tables):
+            where = f"{path}[{position}]"
+            use = str(table["use"])
+            try:
+                plugin = build(self._find(use, where), table, where, context=self._context)
+            except ConfigError as error:
+                self.problems += error.problems
+                continue
+            self._judge(plugin, use, where)
+            name = _unique(prefix + use.rpartition(":")[2], [name for name, _ in built.plugins])
+            built.plugins.append((name, plugin))
+            built.places.append(where)
+        return built
+
+    def _find(self, use: str, where: str) -> type[Plugin]:
         try:
-            plugin = build(found, table, where, context=context)
+            return self._known.plugins.find(use)
         except ConfigError as error:
-            problems += error.problems
-            continue
-        if plugin.needs_store and config.store.scheme == "memory":
-            problems.append(
-                f"{where}: {use!r} keeps what must outlive this process, and store.url is memory:; "
-                "write embedded: for a store on this machine, or the redis:// of one that several share"
-            )
-        if config.store.scheme == "memory" and isinstance(plugin, Storeless) and (why := plugin.storeless_problem()):
-            problems.append(f"{where} ({use}): {why}")
+            raise error.at(where) from error
+
+    def _moderator(self, use: str) -> type[Moderator]:
+        """The class, if it can be built. Raises ConfigError."""
+        cls = self._known.moderators.find(use)
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise ConfigError(f"{use!r}: {cls.__name__} does not define {', '.join(missing)}")
+        return cls
+
+    def _judge(self, plugin: Plugin, use: str, where: str) -> None:
+        """What a plugin that is sound by itself cannot do here."""
+        if self._config.store.scheme == "memory":
+            if plugin.needs_store:
+                self.problems.append(
+                    f"{where}: {use!r} keeps what must outlive this process, and store.url is memory:; "
+                    "write embedded: for a store on this machine, or the redis:// of one that several share"
+                )
+            if isinstance(plugin, Storeless) and (why := plugin.storeless_problem()):
+                self.problems.append(f"{where} ({use}): {why}")
         if isinstance(plugin, Metered):
-            if plugin.unit in units:
-                problems.append(
+            if plugin.unit in self._units:
+                self.problems.append(
                     f"{where}: {use!r} would charge for the same {plugin.unit} once more; remove one of them"
                 )
-            units.add(plugin.unit)
-        built.append((_unique(use, [name for name, _ in built]), plugin))
-    if not problems:
-        try:
-            return Chain(built, places=[f"plugins[{position}]" for position in range(len(built))])
-        except ConfigError as error:
-            problems += error.problems
-    raise config.wrong(problems)
+            self._units.add(plugin.unit)
 
 
-def _whole(use: str, cls: type[Moderator]) -> type[Moderator]:
-    """The class, if it can be built. Raises ConfigError."""
-    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-        raise ConfigError(f"{use!r}: {cls.__name__} does not define {', '.join(missing)}")
-    return cls
-
-
-def _unique(use: str, taken: list[str]) -> str:
-    name = use.rpartition(":")[2]
+def _unique(name: str, taken: list[str]) -> str:
     same = sum(1 for other in taken if other == name or other.startswith(name + "#"))
     return f"{name}#{same + 1}" if same else name

@@ -1,4 +1,4 @@
-"""The chain: plugins in the order of the file, compiled once into one tuple for each phase.
+"""The chain: plugins in the order of the file, and where there are branches (`[[chains]]`), one of those behind them.
 
 A plugin without a hook is not asked for it. On the way back the sinks of the plugins that a request has passed are
 folded over the writer; `_Layer` keeps the promises between two of them (end once, errors named) at the cost of one call.
@@ -10,66 +10,54 @@ ended and the next one begun, and a timer is made for an `on_end` that does wait
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from types import coroutine
-from typing import Any
+from typing import Any, Final
 
-from relay.errors import InternalError, PluginError, RelayError, being_cancelled
-from relay.exchange import Did, Exchange, Key, Operation, Outcome
+from relay.errors import InternalError, PluginError, Reject, RelayError, being_cancelled
+from relay.exchange import CALLER, Did, Exchange, Key, Outcome
+from relay.keys import API_KEY, ApiKey
 from relay.options import ConfigError
-from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply, Sink, hook_problems
+from relay.plugin import Plugin, Reply, Sink, hook_problems
 from relay.pure.openai import Chunk
 from relay.pure.request import ChatRequest, InvalidRequest, JsonObject
 from relay.routes import ROUTES
+from relay.section import Link, Section
 
 # A plugin that has not settled its affairs by then is left behind, and named in the log.
 END_TIMEOUT_S = 5.0
 
 OnError = Callable[[PluginError, BaseException], None]
-OnRequest = Callable[[Exchange], Awaitable[Reply | None]]
-
-
-class Link:
-    """A plugin under the name that it has in this chain.
-
-    on_request, on_stream, on_end: its hooks; None for one that it does not override.
-    """
-
-    __slots__ = ("name", "on_end", "on_request", "on_stream", "plugin")
-
-    def __init__(self, name: str, plugin: Plugin) -> None:
-        self.name = name
-        self.plugin = plugin
-        self.on_request = plugin.on_request if self.overrides("on_request") else None
-        self.on_stream = plugin.on_stream if self.overrides("on_stream") else None
-        self.on_end = plugin.on_end if self.overrides("on_end") else None
-
-    def overrides(self, hook: str) -> bool:
-        return getattr(type(self.plugin), hook) is not getattr(Plugin, hook)
+# Of a request that came without a key that is known.
+NOBODY: Final = ApiKey(name="")
 
 
 class Chain:
-    """Plugins under their names. Raises ConfigError if they do not fit together."""
+    """Plugins under their names: those that every request meets, and then one of the branches, if there are any.
+
+    Raises ConfigError if they do not fit together.
+    """
 
     def __init__(
-        self, plugins: Iterable[tuple[str, Plugin]], on_error: OnError | None = None, places: Sequence[str] = ()
+        self,
+        plugins: Iterable[tuple[str, Plugin]],
+        on_error: OnError | None = None,
+        places: Sequence[str] = (),
+        branches: Iterable[Section] = (),
     ) -> None:
         """on_error: told what a plugin raised that is not ours, for the log; it may be given later, by `tell`.
 
-        places: where each plugin stands in the configuration; with it problems begin.
+        places: where each plugin stands in the configuration; with it problems begin. branches: the first one that fits a
+        request is the one that it goes on in.
         """
-        self.links = tuple(Link(name, plugin) for name, plugin in plugins)
+        self.head = Section(plugins, places)
+        self.branches = tuple(branches)
+        self.links = (*self.head.links, *(link for branch in self.branches for link in branch.links))
         self._on_error = on_error or (lambda error, cause: None)
-        _check(self.links, [f"{place}: " for place in places] or [""] * len(self.links))
-        self._taking_part: dict[Operation, tuple[Link, ...]] = {
-            operation: tuple(link for link in self.links if operation in link.plugin.serves and _takes_part(link))
-            for operation in OPERATIONS
-        }
-        self._requests: dict[Operation, tuple[tuple[Link, str, OnRequest], ...]] = {
-            operation: tuple((link, link.name, link.on_request) for link in links if link.on_request is not None)
-            for operation, links in self._taking_part.items()
-        }
+        self._head = (self.head,)
+        self._by_model = any(branch.match is not None and branch.match.models for branch in self.branches)
+        _check(self.head, self.branches)
         self.routes = {route: link for link in self.links for route in link.plugin.routes}
 
     def tell(self, on_error: OnError) -> None:
@@ -97,28 +85,58 @@ class Chain:
 
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
-        links = self._taking_part[ex.operation]
-        steps, started = ex.steps, monotonic()
-        for link, name, on_request in self._requests[ex.operation]:
-            try:
-                reply = await on_request(ex)
-            except BaseException as cause:
-                did, error = self._blamed(link, cause)
-                steps.append((name, did, monotonic() - started))
-                entered += links[: links.index(link)]
-                if error is cause:
-                    raise
-                raise error from cause
-            ended = monotonic()
-            if reply is not None:
-                steps.append((name, "answered", ended - started))
-                entered += links[: links.index(link) + 1]
-                if not isinstance(reply, Reply):
-                    raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
-                return reply
-            steps.append((name, "passed", ended - started))
-            started = ended
-        entered += links
+        operation, steps, started = ex.operation, ex.steps, monotonic()
+        for section in self._way(ex) if self.branches else self._head:
+            links = section.taking_part[operation]
+            for link, name, on_request in section.requests[operation]:
+                try:
+                    reply = await on_request(ex)
+                except BaseException as cause:
+                    did, error = self._blamed(link, cause)
+                    steps.append((name, did, monotonic() - started))
+                    entered += links[: links.index(link)]
+                    if error is cause:
+                        raise
+                    raise error from cause
+                ended = monotonic()
+                if reply is not None:
+                    steps.append((name, "answered", ended - started))
+                    entered += links[: links.index(link) + 1]
+                    if not isinstance(reply, Reply):
+                        raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
+                    return reply
+                steps.append((name, "passed", ended - started))
+                started = ended
+            entered += links
+        return None
+
+    def _way(self, ex: Exchange) -> Iterator[Section]:
+        """The sections that a request meets: which branch is known when the plugins before it have seen it."""
+        yield self.head
+        branch = self._branch(ex)
+        if branch is not None:
+            ex.chain = branch.name
+            yield branch
+
+    def _branch(self, ex: Exchange) -> Section | None:
+        """Where a request goes on. Raises Reject for one whose models would go several ways."""
+        key = ex.get(API_KEY, NOBODY)
+        caller = ex.get(CALLER, key.name)
+        models: Sequence[str | None] = (None,)
+        if self._by_model and ex.operation == "chat":
+            models = ex.request.models
+        ways = [self.branch(route=ex.route, caller=caller, labels=key.labels, model=model) for model in models]
+        if any(way is not ways[0] for way in ways):
+            raise Reject(
+                "These models are not served together: ask for one of them.", code="mixed_models", param="models"
+            )
+        return ways[0]
+
+    def branch(self, *, route: str, caller: str, labels: Mapping[str, str], model: str | None) -> Section | None:
+        """Where such a request goes on; None: nowhere, what all meet is all that it meets."""
+        for branch in self.branches:
+            if branch.match is None or branch.match.takes(route=route, caller=caller, labels=labels, model=model):
+                return branch
         return None
 
     def _blamed(self, link: Link, cause: BaseException) -> tuple[Did, BaseException]:
@@ -272,26 +290,42 @@ class _Layer:
         self._below.end(Outcome("internal_error", error) if well else outcome)
 
 
-def _takes_part(link: Link) -> bool:
-    return any(link.overrides(hook) for hook in ("on_request", "on_stream", "on_end"))
-
-
-def _check(links: Sequence[Link], places: Sequence[str]) -> None:
-    problems = []
-    routes = dict.fromkeys(ROUTES, "the relay itself")
-    for position, (link, place) in enumerate(zip(links, places, strict=True)):
-        for route in link.plugin.routes:
-            if route in routes:
-                problems.append(
-                    f"{place}plugin {link.name!r}: {route} is served by {routes[route]}; remove one of them"
-                )
-            routes[route] = f"plugin {link.name!r}"
-        problems += [f"{place}plugin {link.name!r}: {problem}" for problem in hook_problems(type(link.plugin))]
-        for key in link.plugin.needs:
-            unmet = _unmet(link, key, links[:position], links[position + 1 :])
-            problems += [f"{place}{problem}" for problem in unmet]
+def _check(head: Section, branches: Sequence[Section]) -> None:
+    problems = [*_routes_of(head.links), *_problems(head.links, ())]
+    for branch in branches:
+        problems += _problems(branch.links, head.links)
+        problems += (
+            f"{_at(link)}plugin {link.name!r} adds {', '.join(link.plugin.routes)}, and which chain a request goes on in is "
+            "found out later; move it to [[plugins]]"
+            for link in branch.links
+            if link.plugin.routes
+        )
     if problems:
         raise ConfigError(*problems)
+
+
+def _at(link: Link) -> str:
+    return f"{link.place}: " if link.place else ""
+
+
+def _routes_of(links: Sequence[Link]) -> Iterator[str]:
+    """What is wrong with the routes that they add."""
+    routes = dict.fromkeys(ROUTES, "the relay itself")
+    for link in links:
+        for route in link.plugin.routes:
+            if route in routes:
+                yield f"{_at(link)}plugin {link.name!r}: {route} is served by {routes[route]}; remove one of them"
+            routes[route] = f"plugin {link.name!r}"
+
+
+def _problems(links: Sequence[Link], before: Sequence[Link]) -> Iterator[str]:
+    """What is wrong with plugins, and with their order behind others."""
+    for position, link in enumerate(links):
+        for problem in hook_problems(type(link.plugin)):
+            yield f"{_at(link)}plugin {link.name!r}: {problem}"
+        for key in link.plugin.needs:
+            for problem in _unmet(link, key, (*before, *links[:position]), links[position + 1 :]):
+                yield f"{_at(link)}{problem}"
 
 
 def _unmet(link: Link, key: Key[object], before: Sequence[Link], after: Sequence[Link]) -> Iterator[str]:
@@ -307,8 +341,3 @@ def _unmet(link: Link, key: Key[object], before: Sequence[Link], after: Sequence
             f"plugin {link.name!r} needs {key.name!r} and serves {', '.join(sorted(bare))}, "
             f"where {names}, which gives it, takes no part"
         )
-
-
-def hooks(link: Link) -> tuple[str, ...]:
-    """The hooks that a plugin has, for `relay check`."""
-    return tuple(hook for hook in HOOKS if link.overrides(hook))

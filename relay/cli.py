@@ -12,9 +12,8 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from relay import log
-from relay.assembly import assemble
-from relay.chain import Chain, hooks
 from relay.commands.audit import audit
+from relay.commands.check import check
 from relay.commands.keys import keys
 from relay.commands.options import config_option
 from relay.commands.plugin import plugin
@@ -22,7 +21,7 @@ from relay.commands.plugins import plugins
 from relay.commands.quota import quota
 from relay.commands.reload import reload
 from relay.commands.tail import tail
-from relay.config import Config, load
+from relay.config import load
 from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
@@ -69,18 +68,6 @@ def worker_command(line: int) -> None:
     sys.exit(_run(lambda: work(line)))
 
 
-@main.command("check")
-@config_option
-def check_command(path: Path) -> None:
-    """Build everything and say what would run, without serving."""
-    try:
-        config = load(path)
-        chain = assemble(config)
-    except ConfigError as error:
-        _refuse(error)
-    click.echo(_effective(config, chain))
-
-
 @main.command("init")
 @click.option("--profile", type=click.Choice(tuple(PROFILES)), help="One that serves a public API as its page says.")
 def init_command(profile: str | None) -> None:
@@ -97,6 +84,7 @@ def demo_command(port: int, admin_port: int, log_level: str) -> None:
     _run(lambda: run_demo(port, admin_port, log.configure(sys.stderr.buffer, log_level)))
 
 
+main.add_command(check)
 main.add_command(keys)
 main.add_command(quota)
 main.add_command(audit)
@@ -124,47 +112,3 @@ def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 def _refuse(error: ConfigError) -> NoReturn:
     click.echo(str(error), err=True)
     sys.exit(2)
-
-
-def _store(config: Config) -> str:
-    """Where it is, without who may enter."""
-    if config.store.address is not None:
-        return config.store.address.place
-    if config.store.scheme == "embedded":
-        return f"in {config.store.data(config.folder)}"
-    return "(limits of each process alone; no keys but those of the configuration, and no balances)"
-
-
-def _effective(config: Config, chain: Chain) -> str:
-    """What would run, for people."""
-    lines = [
-        f"{config.path} is sound.",
-        f"public  http://{config.server.host}:{config.server.port}",
-        f"workers {config.server.workers}"
-        + (" behind one socket, and a supervisor" if config.server.workers > 1 else ", the process itself"),
-        f"admin   http://{config.admin.host}:{config.admin.port}"
-        + ("" if config.admin.token else "  (no token: /admin is closed)"),
-        f"store   {config.store.scheme}:  {_store(config)}",
-        "",
-        "chain, in the order in which requests meet it:",
-    ]
-    for link in chain.links:
-        plugin = link.plugin
-        lines.append(f"  {link.name}")
-        lines.append(f"    runs in  {', '.join(hooks(link)) or 'nothing'}; serves {', '.join(sorted(plugin.serves))}")
-        if plugin.routes:
-            lines.append(f"    adds     POST {', POST '.join(plugin.routes)}")
-        if plugin.needs:
-            lines.append(f"    needs    {', '.join(key.name for key in plugin.needs)}")
-        if plugin.gives:
-            lines.append(f"    gives    {', '.join(key.name for key in plugin.gives)}")
-    if not chain.links:
-        lines.append("  (no plugins: everybody may ask, and nothing is moderated)")
-    lines += ["", "upstreams, in the order in which they are asked:"]
-    for upstream in sorted(config.upstreams, key=lambda upstream: upstream.priority):
-        models = ", ".join(
-            public if public == name else f"{public} as {name}" for public, name in upstream.model_map.items()
-        )
-        lines.append(f"  {upstream.name}  {upstream.base_url}  priority {upstream.priority}, weight {upstream.weight}")
-        lines.append(f"    models   {models}")
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ Nothing here looks outside the file, the files and variables its secrets name, a
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -17,13 +17,26 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from relay.match import Match
 from relay.options import ConfigError, Context, Table, nearest, read
 from relay.pure.toml_line import line_of, path_of
 from relay.secret import Secret
 from relay.store.address import SCHEMES, Address
 from relay.store.address import parse as parse_address
 
-__all__ = ["Admin", "Config", "ConfigError", "Server", "Store", "Upstream", "load", "parse", "takes_restart", "text_of"]
+__all__ = [
+    "Admin",
+    "Branch",
+    "Config",
+    "ConfigError",
+    "Server",
+    "Store",
+    "Upstream",
+    "load",
+    "parse",
+    "takes_restart",
+    "text_of",
+]
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1)]
 Host: TypeAlias = Annotated[str, Meta(min_length=1)]
@@ -159,6 +172,17 @@ class Upstream(Table, frozen=True, kw_only=True):
         return dict(self.models) if isinstance(self.models, dict) else {name: name for name in self.models}
 
 
+class Branch(Table, frozen=True, kw_only=True):
+    """Plugins for the requests that fit `match`, behind those that all meet; without `match` for all that no other takes."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    match: Match | None = None
+    plugins: tuple[dict[str, object], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Branch(name={self.name!r}, match={self.match!r}, plugins={_shown(self.plugins)!r})"
+
+
 class Document(Table, frozen=True, kw_only=True):
     """The tables of the file."""
 
@@ -167,6 +191,7 @@ class Document(Table, frozen=True, kw_only=True):
     store: Store = field(default_factory=Store)
     upstreams: tuple[Upstream, ...] = ()
     plugins: tuple[dict[str, object], ...] = ()
+    chains: tuple[Branch, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.upstreams:
@@ -181,16 +206,13 @@ class Document(Table, frozen=True, kw_only=True):
             raise ValueError(
                 f"admin.port: {self.admin.port} is the public listener's on the same host; give one of them another port"
             )
-        for index, table in enumerate(self.plugins):
-            if not isinstance(use := table.get("use"), str) or not use:
-                raise ValueError(
-                    f'plugins[{index}].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'
-                )
+        _named(self.plugins, "plugins")
+        for index, branch in enumerate(self.chains):
+            _named(branch.plugins, f"chains[{index}].plugins")
 
     def __repr__(self) -> str:
-        # In a plugin's table, which is read later, secrets stand as they were written.
         shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "text"}
-        shown["plugins"] = tuple(table["use"] for table in self.plugins)
+        shown["plugins"] = _shown(self.plugins)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -236,8 +258,6 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
         raise ConfigError(
             f"{path}: cannot be read: {type(error).__name__}; look for a number or nesting too long"
         ) from None
-    if "chains" in document:
-        raise _placed(["chains: reserved for a later version; [[plugins]] is the one chain"], text, path)
     try:
         tables = read(Document, document, context=Context(folder=path.parent, environ=environ))
     except ConfigError as error:
@@ -251,6 +271,7 @@ def parse(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Con
         store=tables.store,
         upstreams=tables.upstreams,
         plugins=tables.plugins,
+        chains=tables.chains,
         path=path,
         text=text,
     )
@@ -283,6 +304,18 @@ def takes_restart(first: Config, now: Config) -> list[str]:
 
 def _revealed(secret: Secret | None) -> str | None:
     return None if secret is None else secret.reveal()
+
+
+def _named(plugins: Sequence[Mapping[str, object]], path: str) -> None:
+    """Raises ValueError for a table that does not name its plugin."""
+    for index, table in enumerate(plugins):
+        if not isinstance(use := table.get("use"), str) or not use:
+            raise ValueError(f'{path}[{index}].use: missing; name a plugin, as in use = "auth" or use = "module:Class"')
+
+
+def _shown(plugins: Iterable[Mapping[str, object]]) -> tuple[object, ...]:
+    """Of tables that are read later, and in which secrets stand as they were written, the names of the plugins."""
+    return tuple(table["use"] for table in plugins)
 
 
 def _base_url(url: str) -> str:

@@ -173,6 +173,7 @@ class Exchange(_State):
     """See the head of this file. `ex[KEY]`, `ex[KEY] = value`, `KEY in ex`, `ex.get(KEY, default)`: what plugins share.
 
     id: the request id, in the reply's `x-request-id` and in every log line.
+    route: the path that the request came to. chain: the one of `[[chains]]` that it goes on in; "" before that, and without.
     started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
     asked: whether an upstream may have the request.
     steps: what the plugins that the request has met did with it.
@@ -182,7 +183,19 @@ class Exchange(_State):
     """
 
     __slots__ = (
-        *("id", "operation", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s", "needs_usage"),
+        *(
+            "id",
+            "operation",
+            "route",
+            "chain",
+            "headers",
+            "reply_headers",
+            "outcome",
+            "asked",
+            "steps",
+            "moderated_s",
+            "needs_usage",
+        ),
         *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
     )
 
@@ -195,6 +208,8 @@ class Exchange(_State):
     ) -> None:
         self.id = id
         self.operation: Operation = operation
+        self.route = ""
+        self.chain = ""
         self.headers = headers
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None

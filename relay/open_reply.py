@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from relay.chain import Link
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.exchange import Exchange, Outcome
 from relay.generation import Generation
+from relay.section import Link
 from relay.silence import SilenceWatch
 from relay.upstream import Answer
 from relay.writer import Writer

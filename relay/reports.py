@@ -65,6 +65,7 @@ class Reports:
                 "code": error.code if error is not None else None,
                 "status": reply.status or None,
                 "caller": ex.get(CALLER, "") or None,
+                "chain": ex.chain or None,
                 "model": model[:64] if model is not None else None,
                 "stream": stream,
                 "upstream": upstream,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import relay
 from relay.assembly import assemble, registries
@@ -78,6 +79,21 @@ def test_the_configuration_of_the_readme_is_sound(page: Path, tmp_path: Path, mo
     chain = assemble(parse(text, tmp_path / "relay.toml"))
     shipped = ["auth", "parameters", "rate_limit", "quota", "moderation", "history"]
     assert shipped == [link.name for link in chain.links]
+
+
+def test_the_chains_of_the_page_are_sound(tmp_path: Path) -> None:
+    """They build as printed, and `relay check` says what is printed of them."""
+    page = ROOT / "docs/operating.md"
+    for name in ("strict.txt", "words.txt"):
+        (tmp_path / name).write_text("word\n", encoding="utf-8")
+    upstream = '[[upstreams]]\nname = "main"\nbase_url = "https://api.openai.com/v1"\nmodels = ["gpt-4", "gpt-4-turbo"]\n'
+    [text] = [block for block in blocks(page, "toml") if "[[chains]]" in block]
+    (tmp_path / "relay.toml").write_text(upstream + text, encoding="utf-8")
+    [shown] = [block for block in blocks(page, "console") if "relay check --key" in block]
+    command, _, printed = shown.partition("\n")
+    words = command.removeprefix("$ relay ").split()
+    ran = CliRunner().invoke(main, [*words, "--config", str(tmp_path / "relay.toml")])
+    assert ran.output == printed
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)

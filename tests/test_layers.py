@@ -36,7 +36,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "click": frozenset({"relay.cli", "relay.demo"})
     | frozenset(
         f"relay.commands.{name}"
-        for name in "attached audit keys options plugin plugins quota reload running tail".split()
+        for name in "attached audit check keys options plugin plugins quota reload running tail".split()
     ),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
@@ -58,7 +58,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
     frozenset(
-        f"relay.commands{name}" for name in ("", ".audit", ".keys", ".plugin", ".plugins", ".quota", ".reload", ".tail")
+        f"relay.commands{name}"
+        for name in ("", ".audit", ".check", ".keys", ".plugin", ".plugins", ".quota", ".reload", ".tail")
     ),
     frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
     frozenset({"relay.demo", "relay.scaffold", "relay.starter"}),
@@ -77,7 +78,6 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.generation", "relay.silence"}),
     frozenset(
         {
-            "relay.assembly",
             "relay.balancer",
             "relay.endpoint",
             "relay.refusal",
@@ -91,7 +91,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "relay.uncaught",
         }
     ),
+    frozenset({"relay.assembly"}),
+    frozenset({"relay.effect"}),
     frozenset({"relay.chain", "relay.gate", "relay.degraded"}),
+    frozenset({"relay.section"}),
     frozenset({"relay.judge"}),
     frozenset({"relay.consultant"}),
     frozenset({"relay.labels", "relay.verdicts"}),
@@ -103,7 +106,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.store.pulse", "relay.store.redis", "relay.store.embedded"}),
     frozenset({"relay.store.places", "relay.store.home"}),
     frozenset({"relay.store.link"}),
-    frozenset({"relay.config", "relay.registry", "relay.options", "relay.secret", "relay.watch", "relay.watchdog"}),
+    frozenset({"relay.config", "relay.registry", "relay.watch", "relay.watchdog"}),
+    frozenset({"relay.match"}),
+    frozenset({"relay.options", "relay.secret"}),
     frozenset(
         {
             "relay.head",

@@ -16,11 +16,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
-from relay.chain import Chain, Link
+from relay.chain import Chain
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import InternalError, PluginError, RelayError
 from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
 from relay.plugin import OPERATIONS, Plugin, Reply
+from relay.section import Link
 from relay.testing import frames
 from relay.testing.reply import CHAT, HandBody, Kept, Lent, exchange
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import pytest
 from subjects import HEADERS, Wrapping, lent
 
-from relay.chain import Chain, Link
+from relay.chain import Chain
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import PluginError, Reject, RelayError, Unavailable
 from relay.exchange import CALLER, Exchange, Outcome
 from relay.plugin import OPERATIONS, Plugin, Reply, Sink
 from relay.pure.openai import Chunk
+from relay.section import Link
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, exchange
 

@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import pytest
 
-from relay.chain import Chain, Link, hooks
+from relay.chain import Chain
 from relay.errors import PluginError, Reject, Unavailable
 from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin, Reply, Services, Sink, hook_problems
 from relay.pure.openai import Chunk
 from relay.pure.request import InvalidRequest, JsonObject
+from relay.section import Link, hooks
 from relay.testing.reply import Kept, exchange
 
 BALANCE = Key("balance", int)

@@ -231,7 +231,7 @@ def test_accepted(text: str) -> None:
     [
         ("[server]\nprot = 1\n", "server.prot: unknown key; did you mean 'port'?"),
         ("[sever]\nport = 1\n", "sever: unknown key; did you mean 'server'?"),
-        ('path = "x"\n', "path: unknown key; there are 'server', 'admin', 'store', 'upstreams', 'plugins'"),
+        ('path = "x"\n', "path: unknown key; there are 'server', 'admin', 'store', 'upstreams', 'plugins', 'chains'"),
         ("server = 1\n", "server: Expected `object`, got `int`"),
         ("[server]\nport = 65536\n", "server.port: Expected `int` <= 65535"),
         ("[server]\nport = -1\n", "server.port: Expected `int` >= 0"),
@@ -253,7 +253,11 @@ def test_accepted(text: str) -> None:
         ("[[plugins]]\nues = 1\n", 'plugins[0].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'),
         ('[[plugins]]\nuse = ""\n', 'plugins[0].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'),
         ("[plugins]\nuse = 1\n", "plugins: Expected `array`, got `object`"),
-        ("[[chains]]\n", "chains: reserved for a later version; [[plugins]] is the one chain"),
+        ('[[chains]]\nname = "a b"\n', "chains[0].name: Expected `str` matching regex '^[A-Za-z0-9._-]{1,64}$'"),
+        ('[[chains]]\nname = "a"\n[[chains.plugins]]\nues = 1\n', 'chains[0].plugins[0].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'),
+        ('[[chains]]\nname = "a"\nmatch = {}\n', "chains[0].match: match fits everything; say which keys, labels, models or routes, or leave match out"),
+        ('[[chains]]\nname = "a"\nmatch = { models = ["g*4"] }\n', "chains[0].match: models: 'g*4': * stands at the end, for all that begin so, and nowhere else"),
+        ('[[chains]]\nname = "a"\nmatch = { keys = [] }\n', "chains[0].match.keys: Expected `array` of length >= 1"),
     ],
 )  # fmt: skip
 def test_refused(text: str, problem: str) -> None:

@@ -97,10 +97,11 @@ class Rig:
         store="memory:",
         timeout_ms=5000,
         folder=None,
+        chains=(),
     ):
         """One upstream for each of `scripts`; `upstreams` are the tables of each, `upstream` is for all of them.
 
-        chain: the tables of the plugins; buffer: what the kernel holds of an upstream's reply, in bytes. folder: where
+        chain: the tables of the plugins, chains: those of `[[chains]]`; buffer: what the kernel holds of an upstream's reply, in bytes. folder: where
         relay.toml is to lie; `document` is what is written there.
         """
         for script in scripts:
@@ -121,6 +122,7 @@ class Rig:
             "store": {"url": store} if store == "memory:" else {"url": store, "timeout_ms": timeout_ms},
             "upstreams": tables,
             "plugins": [AUTH, moderation()] if chain is None else chain,
+            "chains": list(chains),
         }
         self.file = (folder or Path(__file__).parent) / "relay.toml"
         if folder is not None:

@@ -1,0 +1,73 @@
+"""A run of plugins that requests meet one after the other: the part of a chain that all of them meet, or a branch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from relay.exchange import Exchange, Operation
+from relay.match import Match
+from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply
+
+OnRequest = Callable[[Exchange], Awaitable[Reply | None]]
+
+
+class Link:
+    """A plugin under the name that it has in this chain. place: where it stands in the configuration, for messages.
+
+    on_request, on_stream, on_end: its hooks; None for one that it does not override.
+    """
+
+    __slots__ = ("name", "on_end", "on_request", "on_stream", "place", "plugin")
+
+    def __init__(self, name: str, plugin: Plugin, place: str = "") -> None:
+        self.name = name
+        self.plugin = plugin
+        self.place = place
+        self.on_request = plugin.on_request if self.overrides("on_request") else None
+        self.on_stream = plugin.on_stream if self.overrides("on_stream") else None
+        self.on_end = plugin.on_end if self.overrides("on_end") else None
+
+    def overrides(self, hook: str) -> bool:
+        return getattr(type(self.plugin), hook) is not getattr(Plugin, hook)
+
+    def takes_part(self, operation: Operation) -> bool:
+        """Whether a request of this kind is shown to it."""
+        return operation in self.plugin.serves and any(map(self.overrides, ("on_request", "on_stream", "on_end")))
+
+
+class Section:
+    """Plugins, compiled once into one tuple for each phase.
+
+    name, match: of a branch, and the requests that it is for; None: for all that no branch before it takes.
+    taking_part, requests: by operation, the links that are shown a request, and those of them that look at it on its way in.
+    """
+
+    __slots__ = ("links", "match", "name", "requests", "taking_part")
+
+    def __init__(
+        self,
+        plugins: Iterable[tuple[str, Plugin]],
+        places: Sequence[str] = (),
+        *,
+        name: str = "",
+        match: Match | None = None,
+    ) -> None:
+        plugins = tuple(plugins)
+        self.name = name
+        self.match = match
+        self.links = tuple(
+            Link(known_as, plugin, place)
+            for (known_as, plugin), place in zip(plugins, places or [""] * len(plugins), strict=True)
+        )
+        self.taking_part: dict[Operation, tuple[Link, ...]] = {
+            operation: tuple(link for link in self.links if link.takes_part(operation)) for operation in OPERATIONS
+        }
+        self.requests: dict[Operation, tuple[tuple[Link, str, OnRequest], ...]] = {
+            operation: tuple((link, link.name, link.on_request) for link in links if link.on_request is not None)
+            for operation, links in self.taking_part.items()
+        }
+
+
+def hooks(link: Link) -> tuple[str, ...]:
+    """The hooks that a plugin has, for `relay check`."""
+    return tuple(hook for hook in HOOKS if link.overrides(hook))
