@@ -366,7 +366,8 @@ def on_plugin_error(log: Logger, metrics: Metrics) -> Callable[[PluginError, Bas
 
     def named(error: PluginError, cause: BaseException) -> None:
         metrics.requests.failed(error.plugin, error.hook)
-        log.error("plugin failed", plugin=error.plugin, hook=error.hook, exc_info=cause)
+        request_id = error.request_id or None
+        log.error("plugin failed", plugin=error.plugin, hook=error.hook, request_id=request_id, exc_info=cause)
 
     return named
 

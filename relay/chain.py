@@ -13,9 +13,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 from types import coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
-from relay.errors import InternalError, PluginError, Reject, RelayError, being_cancelled
+from relay.errors import InternalError, PluginError, Reject, RelayError, Unavailable, being_cancelled
 from relay.exchange import CALLER, Did, Exchange, Key, Outcome
 from relay.keys import API_KEY, ApiKey
 from relay.options import ConfigError
@@ -27,6 +27,8 @@ from relay.section import Link, Section
 
 # A plugin that has not settled its affairs by then is left behind, and named in the log.
 END_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
 
 OnError = Callable[[PluginError, BaseException], None]
 # Of a request that came without a key that is known.
@@ -90,20 +92,40 @@ class Chain:
             links = section.taking_part[operation]
             for link, name, on_request in section.requests[operation]:
                 try:
-                    reply = await on_request(ex)
+                    asking = on_request(ex)
+                    try:
+                        waits_for = asking.send(None)
+                    except StopIteration as answered:
+                        reply = answered.value  # it has waited for nothing, as most do
+                    else:
+                        reply = await _within(link.budget_s, asking, waits_for)
+                except OverdueError as overdue:
+                    ended = monotonic()
+                    steps.append((name, "overdue", ended - started))
+                    self._named(link, "on_request", overdue, ex)
+                    if link.plugin.over_budget == "refuse":
+                        entered += links[: links.index(link)]
+                        raise Unavailable(
+                            "It takes too long to look at this request. Try again.", code="overdue"
+                        ) from None
+                    links = tuple(other for other in links if other is not link)
+                    started = ended
+                    continue
                 except BaseException as cause:
-                    did, error = self._blamed(link, cause)
+                    did, blamed = self._blamed(link, cause, ex)
                     steps.append((name, did, monotonic() - started))
                     entered += links[: links.index(link)]
-                    if error is cause:
+                    if blamed is cause:
                         raise
-                    raise error from cause
+                    raise blamed from cause
                 ended = monotonic()
                 if reply is not None:
                     steps.append((name, "answered", ended - started))
                     entered += links[: links.index(link) + 1]
                     if not isinstance(reply, Reply):
-                        raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"))
+                        raise self._named(
+                            link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"), ex
+                        )
                     return reply
                 steps.append((name, "passed", ended - started))
                 started = ended
@@ -139,13 +161,13 @@ class Chain:
                 return branch
         return None
 
-    def _blamed(self, link: Link, cause: BaseException) -> tuple[Did, BaseException]:
+    def _blamed(self, link: Link, cause: BaseException, ex: Exchange) -> tuple[Did, BaseException]:
         """What a plugin did whose `on_request` raised, and what is raised for that."""
         if isinstance(cause, RelayError):
             return "failed" if isinstance(cause, InternalError) else "refused", cause
         if isinstance(cause, asyncio.CancelledError):
-            return ("cancelled", cause) if being_cancelled() else ("failed", self._named(link, "on_request", cause))
-        return "failed", self._named(link, "on_request", cause) if isinstance(cause, Exception) else cause
+            return ("cancelled", cause) if being_cancelled() else ("failed", self._named(link, "on_request", cause, ex))
+        return "failed", self._named(link, "on_request", cause, ex) if isinstance(cause, Exception) else cause
 
     def wrap(self, ex: Exchange, entered: Sequence[Link], sink: Sink) -> Sink:
         """The way back: the last plugin that the request met sees a chunk first.
@@ -161,7 +183,7 @@ class Chain:
                     if wrapped is not sink:
                         sink = _Layer(link, ex, _checked(wrapped), sink, self._named)
         except Exception as cause:
-            error = cause if isinstance(cause, RelayError) else self._named(link, "on_stream", cause)
+            error = cause if isinstance(cause, RelayError) else self._named(link, "on_stream", cause, ex)
             sink.end(Outcome.of(error))
             if error is cause:
                 raise
@@ -185,10 +207,10 @@ class Chain:
                     async with asyncio.timeout(END_TIMEOUT_S):
                         await _rest(ending, waits_for)
                 except (Exception, asyncio.CancelledError) as cause:  # noqa: BLE001 - the next plugin still has its end
-                    self._named(link, "on_end", cause)
+                    self._named(link, "on_end", cause, ex)
 
-    def _named(self, link: Link, hook: str, cause: BaseException) -> PluginError:
-        error = PluginError(link.name, hook)
+    def _named(self, link: Link, hook: str, cause: BaseException, ex: Exchange | None = None) -> PluginError:
+        error = PluginError(link.name, hook, ex.id if ex is not None else "")
         self._on_error(error, cause)
         return error
 
@@ -200,8 +222,24 @@ def _checked(wrapped: Sink) -> Sink:
     return wrapped
 
 
+class OverdueError(Exception):
+    """A plugin has used up the time that it has for a request."""
+
+
+async def _within(budget_s: float, work: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    """What work that has begun comes to. Raises OverdueError if its time is over before, when it is cancelled."""
+    timer = asyncio.timeout(budget_s)
+    try:
+        async with timer:
+            return await _rest(work, waits_for)
+    except TimeoutError:
+        if timer.expired():
+            raise OverdueError(f"has taken longer than {budget_s:g} s") from None
+        raise
+
+
 @coroutine
-def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+def _rest(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     """The rest of work that has begun outside of an `await`, and waits for something."""
     while True:
         try:
@@ -211,8 +249,8 @@ def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any
                 waits_for = work.throw(thrown)
             else:
                 waits_for = work.send(told)
-        except StopIteration:
-            return
+        except StopIteration as ended:
+            return cast(T, ended.value)
 
 
 class _Last:
@@ -247,7 +285,7 @@ class _Layer:
         ex: Exchange,
         sink: Sink,
         below: Sink,
-        named: Callable[[Link, str, BaseException], PluginError],
+        named: Callable[[Link, str, BaseException, Exchange], PluginError],
     ) -> None:
         self._link = link
         self._ex = ex
@@ -280,7 +318,7 @@ class _Layer:
 
     def _fail(self, hook: str, cause: Exception) -> PluginError:
         self._deaf = True
-        self._broken = self._named(self._link, hook, cause)
+        self._broken = self._named(self._link, hook, cause, self._ex)
         self._ex.stop(Outcome("internal_error", self._broken))
         return self._broken
 
@@ -321,6 +359,17 @@ def _routes_of(links: Sequence[Link]) -> Iterator[str]:
 def _problems(links: Sequence[Link], before: Sequence[Link]) -> Iterator[str]:
     """What is wrong with plugins, and with their order behind others."""
     for position, link in enumerate(links):
+        if link.plugin.guards and link.plugin.over_budget == "pass":
+            yield f'{_at(link)}plugin {link.name!r} may not be passed over: write over_budget = "refuse", or leave it out'
+        for giver in (*before, *links[:position]):
+            if giver.plugin.over_budget == "pass" and (
+                missed := set(giver.plugin.gives).intersection(link.plugin.needs)
+            ):
+                names = ", ".join(sorted(key.name for key in missed))
+                yield (
+                    f"{_at(giver)}plugin {giver.name!r} may be passed over, and {link.name!r} needs {names} of it; "
+                    'write over_budget = "refuse"'
+                )
         for problem in hook_problems(type(link.plugin)):
             yield f"{_at(link)}plugin {link.name!r}: {problem}"
         for key in link.plugin.needs:

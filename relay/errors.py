@@ -115,12 +115,13 @@ class InternalError(RelayError):
 
 
 class PluginError(InternalError):
-    """A plugin raised what is not ours. The log names it."""
+    """A plugin raised what is not ours. The log names it. request_id: "" while it is not known."""
 
-    def __init__(self, plugin: str, hook: str) -> None:
+    def __init__(self, plugin: str, hook: str, request_id: str = "") -> None:
         super().__init__()
         self.plugin = plugin
         self.hook = hook
+        self.request_id = request_id
 
     def __str__(self) -> str:
         return f"plugin {self.plugin!r} failed in {self.hook}"

@@ -55,7 +55,7 @@ class Key(Generic[T]):
         return f"<Key {self.name}: {self.type.__name__}>"
 
 
-Did = Literal["passed", "answered", "refused", "failed", "cancelled"]
+Did = Literal["passed", "answered", "refused", "failed", "overdue", "cancelled"]
 
 
 Step = tuple[str, Did, float]

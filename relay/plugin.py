@@ -37,7 +37,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Protocol, get_args, runtime_checkable
+
+import msgspec
 
 from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange, Key, Operation, Outcome
@@ -102,13 +104,21 @@ class Plugin(Options):
     serves: the operations it takes part in.
     routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
     needs_store: it cannot do without one that survives the process and that all processes share; `memory:` is refused.
+    guards: no request may go on without it: `over_budget = "pass"` is refused.
+
+    Two options every plugin has. budget_ms: how long `on_request` may take. over_budget: what becomes of a request for which
+    that was not enough: "refuse" it, or "pass" it on as if the plugin were not there.
     """
+
+    budget_ms: Annotated[int, msgspec.Meta(ge=1, le=86_400_000)] = 60_000
+    over_budget: Literal["refuse", "pass"] = "refuse"
 
     needs: ClassVar[tuple[Key[Any], ...]] = ()
     gives: ClassVar[tuple[Key[Any], ...]] = ()
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat"})
     routes: ClassVar[tuple[str, ...]] = ()
     needs_store: ClassVar[bool] = False
+    guards: ClassVar[bool] = False
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:

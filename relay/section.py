@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 from relay.exchange import Exchange, Operation
 from relay.match import Match
 from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply
 
-OnRequest = Callable[[Exchange], Awaitable[Reply | None]]
+OnRequest = Callable[[Exchange], Coroutine[Any, Any, Reply | None]]
 
 
 class Link:
     """A plugin under the name that it has in this chain. place: where it stands in the configuration, for messages.
 
-    on_request, on_stream, on_end: its hooks; None for one that it does not override.
+    on_request, on_stream, on_end: its hooks; None for one that it does not override. budget_s: of `on_request`.
     """
 
-    __slots__ = ("name", "on_end", "on_request", "on_stream", "place", "plugin")
+    __slots__ = ("budget_s", "name", "on_end", "on_request", "on_stream", "place", "plugin")
 
     def __init__(self, name: str, plugin: Plugin, place: str = "") -> None:
         self.name = name
         self.plugin = plugin
         self.place = place
+        self.budget_s = plugin.budget_ms / 1000
         self.on_request = plugin.on_request if self.overrides("on_request") else None
         self.on_stream = plugin.on_stream if self.overrides("on_stream") else None
         self.on_end = plugin.on_end if self.overrides("on_end") else None

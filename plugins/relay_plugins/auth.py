@@ -51,6 +51,7 @@ class Auth(Plugin):
     keys: tuple[ConfiguredKey, ...] = ()
     help_url: str = "https://platform.openai.com/account/api-keys"
 
+    guards: ClassVar[bool] = True
     gives: ClassVar[tuple[Key[Any], ...]] = (CALLER, API_KEY)
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat", "models", "quota"})
 

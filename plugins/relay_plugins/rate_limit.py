@@ -98,6 +98,7 @@ class RateLimit(Plugin):
     total: Together | None = None
     name: Annotated[str, Meta(pattern=r"^[\w-]{1,64}$")] = "default"
 
+    guards: ClassVar[bool] = True
     needs: ClassVar[tuple[Key[str], ...]] = (CALLER,)
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat", "models", "quota"})
 

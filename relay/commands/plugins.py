@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import click
@@ -17,6 +17,8 @@ from relay.options import ConfigError, OptionInfo, Options, describe
 from relay.plugin import Plugin
 
 _OWN: Final = "relay_plugins."
+# What every plugin has, and is not told again of each.
+COMMON: Final = describe(Plugin)
 _KINDS: Final = {"plugins": Plugin, "moderators": Moderator}
 
 
@@ -64,7 +66,8 @@ def _find(known: Registries, name: str) -> Described:
 
 
 def _described(name: str, of: str, cls: type[Options]) -> Described:
-    return Described(name, of, inspect.cleandoc(cls.__doc__ or ""), describe(cls))
+    options = [option for option in describe(cls) if not issubclass(cls, Plugin) or option not in COMMON]
+    return Described(name, of, inspect.cleandoc(cls.__doc__ or ""), options)
 
 
 def _installed(known: Registries, kind: str) -> Iterator[Described]:
@@ -104,6 +107,12 @@ def _options(each: Described) -> Iterator[str]:
 
 # The page
 
+_COMMON_TEXT: Final = (
+    "Every plugin has besides: `budget_ms`, how long it may keep a request on its way in, and `over_budget`, whether a request",
+    "for which that was not enough is refused, or passed on as if the plugin were not there (not for those that guard: `auth`,",
+    '`moderation`, `quota`, `rate_limit`). The log and `relay_plugin_requests_total{outcome="overdue"}` name the plugin.',
+)
+
 
 def reference() -> str:
     """docs/options.md: all that the project brings."""
@@ -113,6 +122,10 @@ def reference() -> str:
         "",
         "Every plugin and moderator that the relay brings, with its options as they are written in relay.toml. `relay plugins`",
         "lists the same, and those that others have installed. (Written by `python -m relay.commands.plugins`.)",
+        "",
+        *_COMMON_TEXT,
+        "",
+        *_table(COMMON),
     ]
     for kind in _KINDS:
         registry = known.plugins if kind == "plugins" else known.moderators
@@ -126,8 +139,12 @@ def reference() -> str:
 def _section(each: Described) -> Iterator[str]:
     yield from ("", f"### `{each.name}`", "", each.doc)
     if each.options:
-        yield from ("", "| option | default | |", "| --- | --- | --- |")
-    for option in each.options:
+        yield from ("", *_table(each.options))
+
+
+def _table(options: Iterable[OptionInfo]) -> Iterator[str]:
+    yield from ("| option | default | |", "| --- | --- | --- |")
+    for option in options:
         default = "required" if option.required else f"`{option.default}`" if option.default else ""
         yield f"| `{option.name}` | {_cell(default)} | {_cell(f'`{option.type}`')} |"
 

@@ -95,6 +95,8 @@ REFUSALS = (
     "auth_unavailable",
     "moderation_unavailable",
     "moderation_stalled",
+    "mixed_models",
+    "overdue",
     "upstream_auth",
     "upstream_error",
     "upstream_unavailable",
@@ -140,9 +142,9 @@ CHECKS = ("pass", "review", "mask", "block", *UNJUDGED, "cached", OTHER)
 """What became of one check: what the verdict means by the policy for labels; why there is none; or the verdict was known
 already, or asked for by another request."""
 
-PLUGIN_OUTCOMES = ("passed", "answered", "refused", "failed", "cancelled")
-"""What a plugin did with a request: nothing that ends it; gave the answer; refused it; raised what is no refusal; the
-client left, or the relay stopped, while it was at work."""
+PLUGIN_OUTCOMES = ("passed", "answered", "refused", "failed", "overdue", "cancelled")
+"""What a plugin did with a request: nothing that ends it; gave the answer; refused it; raised what is no refusal; took longer
+than its budget; the client left, or the relay stopped, while it was at work."""
 
 PLUGIN_HOOKS = ("translate", "on_request", "on_stream", "feed", "end", "on_end", OTHER)
 """Where a plugin failed: its hooks, and the two methods of its sink."""

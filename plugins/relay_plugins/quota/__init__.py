@@ -61,6 +61,7 @@ class Quota(Plugin):
     on_store_failure: Literal["closed", "open"] = "closed"
     lease_s: Annotated[float, Meta(ge=1, le=3600)] = 30.0
 
+    guards: ClassVar[bool] = True
     needs: ClassVar[tuple[Key[Any], ...]] = (CALLER,)
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat", "quota"})
     needs_store: ClassVar[bool] = True
