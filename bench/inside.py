@@ -226,13 +226,14 @@ class Inside:
 
 
 @asynccontextmanager
-async def inside() -> AsyncIterator[Inside]:
-    """On a `Loop`, while the block runs."""
+async def inside(plugin: str = "") -> AsyncIterator[Inside]:
+    """On a `Loop`, while the block runs. plugin: one more, behind the others."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, Loop)
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, open(os.devnull, "wb") as nowhere:  # noqa: ASYNC230
         config = Path(folder, "relay.toml")
-        config.write_text(RELAY_TOML)  # noqa: ASYNC240 — nothing runs yet
+        added = f'[[plugins]]\nuse = "{plugin}"\n' if plugin else ""
+        config.write_text(RELAY_TOML + added)  # noqa: ASYNC240 — nothing runs yet
         Path(folder, "phrases.txt").write_text("\n".join(phrases()), encoding="utf-8")  # noqa: ASYNC240
         async with running(load(config), configure(nowhere)) as relay:
             yield Inside(loop, relay.listener)

@@ -65,10 +65,10 @@ def _units() -> None:
         piece.unit(names, "a")
 
 
-async def _count() -> None:
+async def _count(plugin: str) -> None:
     """Do each work in a process of its own, whose number is told with its name."""
     loop = asyncio.get_running_loop()
-    async with inside() as relay:
+    async with inside(plugin) as relay:
         for kind in COUNTS:
             await relay.ask(kind, WARM)
         _units()
@@ -86,14 +86,14 @@ async def _count() -> None:
             print(kind, process, flush=True)
 
 
-def counted() -> Figures:
-    """Count. Raises RuntimeError if valgrind is not installed, or does not count."""
+def counted(plugin: str = "") -> Figures:
+    """Count, with one more plugin behind the others if one is named. Raises RuntimeError if valgrind is not installed, or does not count."""
     valgrind = shutil.which("valgrind")
     if valgrind is None:
         raise RuntimeError("valgrind is not installed (apt-get install valgrind libc6-dbg)")
     command = [valgrind, "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
     run = subprocess.run(
-        [*command, sys.executable, "-m", "bench.instructions", "--inside"],
+        [*command, sys.executable, "-m", "bench.instructions", "--inside", plugin],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -108,7 +108,7 @@ def counted() -> Figures:
     start = refs["nothing"]
     unit = (refs["unit"] - start) / UNITS * 1000
     stream, long = ((refs[kind] - start) / COUNTS[kind] for kind in ("stream", "long"))
-    return Figures(round((refs["plain"] - start) / COUNTS["plain"] / unit, 3), round((long - stream) / 200 / unit, 4))
+    return Figures(round((refs["plain"] - start) / COUNTS["plain"] / unit, 4), round((long - stream) / 200 / unit, 6))
 
 
 def kept() -> Figures:
@@ -119,11 +119,11 @@ def kept() -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep the figures beside the code")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", metavar="PLUGIN", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.inside:
+    if args.inside is not None:
         with asyncio.Runner(loop_factory=Loop) as runner:
-            runner.run(_count())
+            runner.run(_count(args.inside))
         return
     figures = counted()
     print(
