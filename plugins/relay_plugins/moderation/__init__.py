@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -97,6 +97,8 @@ class Moderation(Plugin):
     cache_s: Annotated[int, Meta(ge=0)] = 300
     share_verdicts: bool = True
     lead_chars: Annotated[int, Meta(ge=0)] = 200
+
+    gives: ClassVar[tuple[Key[Any], ...]] = (STOPPED_BY,)
 
     _policy: Policy = dataclasses.field(init=False)
     _scanning: tuple[ScanningModerator, ...] = dataclasses.field(init=False)
