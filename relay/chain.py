@@ -290,7 +290,8 @@ def _check(links: Sequence[Link], places: Sequence[str]) -> None:
         for key in link.plugin.needs:
             unmet = _unmet(link, key, links[:position], links[position + 1 :])
             problems += [f"{place}{problem}" for problem in unmet]
-        late = [other.name for other in links[position + 1 :] if {*link.plugin.uses} & {*other.plugin.gives}]
+        used = {*link.plugin.uses} - {*link.plugin.needs}
+        late = [other.name for other in links[position + 1 :] if used.intersection(other.plugin.gives)]
         problems += [f"{place}plugin {link.name!r} has to stand behind {name!r}: move it down" for name in late]
     if problems:
         raise ConfigError(*problems)

@@ -92,6 +92,7 @@ def test_what_is_used_is_given_before() -> None:
     for plugins in ((Looks(),), (Names(), Looks()), (Looks(), Looks())):
         Chain((str(place), plugin) for place, plugin in enumerate(plugins))
     assert ("plugin 'looks' has to stand behind 'names': move it down",) == problems(Looks(), Names())
+    assert 1 == len(problems(type("Needs", (Looks,), {"needs": (CALLER,)})(), Names()))
     assert ("plugin 'looks' has to stand behind 'namesall': move it down",) == problems(Names(), Looks(), NamesAll())
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from relay.ledger import Ledger
-from relay.testing import Gate, Head, Script, Send, answers, frames, streamed, whole
+from relay.testing import Gate, Head, Script, Send, answers, frames, refused, streamed, whole
 
 from .conftest import AUTH, FORBIDDEN, PROMPT, moderation
 
@@ -115,6 +115,15 @@ async def test_what_was_stopped_is_asked_again(serve):
         assert {0: "content_filter"} == first.finishes() == second.finishes()
         assert FORBIDDEN[0] not in str(second.texts())
     assert 4 == rig.upstream.received
+
+
+async def test_a_refusal_is_asked_again(serve):
+    """Of an upstream, whatever its status."""
+    scripts = iter([refused(500), refused(400)])
+    rig = await serve(lambda request: next(scripts), chain=CHAIN)
+    first, second = await asked_twice(rig)
+    assert (502, 400) == (first.status, second.status)
+    assert "hit" not in second.headers["Cache-Status"]
 
 
 async def test_a_reload_begins_with_an_empty_cache(serve, tmp_path):

@@ -367,9 +367,9 @@ def test_the_least_recently_asked_goes_first() -> None:
     assert entries.find(b"a") is not None
     entry(entries, b"d", 50)
     assert [True, False, True, True] == [entries.find(key) is not None for key in (b"a", b"b", b"c", b"d")]
-    entry(entries, b"e", 800)
+    entry(entries, b"e", OVERHEAD_BYTES)
     assert [b"e", b"d"] == [key for key in (b"e", b"d", b"c", b"a") if entries.find(key) is not None]
-    assert 2 * OVERHEAD_BYTES + 850 == entries.size
+    assert 3 * OVERHEAD_BYTES + 50 == entries.size
 
 
 def test_time() -> None:
@@ -598,7 +598,19 @@ def test_it_stands_behind_moderation() -> None:
 
 
 def test_it_needs_to_know_who_asks() -> None:
-    """Unless everyone is told the same."""
+    """Unless everyone is told the same; and then it still stands behind who lets them in."""
     with pytest.raises(ConfigError, match="plugin 'cache' needs 'caller'"):
         Chain([("cache", configured())])
     Chain([("cache", configured(shared_by="everyone"))])
+    with pytest.raises(ConfigError, match="plugin 'cache' has to stand behind 'auth': move it down"):
+        Chain([("cache", configured(shared_by="everyone")), ("auth", named("a"))])
+
+
+async def test_what_is_said_shows_nowhere() -> None:
+    """Not in the repr of anything that holds it."""
+    plugin = Cache(shared_by="everyone")
+    await run(plugin, answer=["secret"])
+    [found] = [plugin._entries.find(key) for key in plugin._entries._kept]
+    assert found is not None
+    assert b"secret" in found[0].data
+    assert "secret" not in f"{plugin!r} {found!r}"

@@ -61,7 +61,7 @@ class Cache(Plugin):
     shared_by: Literal["key", "everyone"] = "key"
 
     needs: ClassVar[tuple[Key[Any], ...]] = (CALLER,)
-    uses: ClassVar[tuple[Key[Any], ...]] = (STOPPED_BY,)
+    uses: ClassVar[tuple[Key[Any], ...]] = (CALLER, STOPPED_BY)  # nobody is told anything who is not let in
 
     _entries: Entries = dataclasses.field(init=False)
     _asked: Key[bytes] = dataclasses.field(init=False)

@@ -7,7 +7,8 @@ an upstream's have been parsed by then.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from relay.exchange import Outcome
 from relay.plugin import Sink
@@ -21,7 +22,8 @@ WHOLE: Final = frozenset({"stop", "length", "tool_calls", "function_call"})
 _NO_REASONS: Final = (None, "", "null")  # servers say them in frames that finish nothing
 
 
-class Said(NamedTuple):
+@dataclass(frozen=True, slots=True, repr=False)
+class Said:
     """A reply: the bytes of its chunks, and those of the event that ended it."""
 
     data: bytes
