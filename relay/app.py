@@ -200,8 +200,7 @@ class App:
         else:
             writer = WholeWriter(ex, request, stall_timeout_s)
         reply.writer = writer
-        asked_by_us = reply.answer is not None and stream and reply.answer.usage_asked
-        last: Sink = UsageFilter(writer) if asked_by_us else writer
+        last: Sink = UsageFilter(writer) if stream and ex.hides_usage else writer
         try:
             sink = generation.chain.wrap(ex, reply.entered[:-1] if answered else reply.entered, last)
         except BaseException:

@@ -329,9 +329,10 @@ class _Layer:
 
 
 def _check(head: Section, branches: Sequence[Section]) -> None:
-    problems = [*_routes_of(head.links), *_problems(head.links, ())]
+    behind = [link for branch in branches for link in branch.links]
+    problems = [*_routes_of(head.links), *_problems(head.links, behind=behind)]
     for branch in branches:
-        problems += _problems(branch.links, head.links)
+        problems += _problems(branch.links, before=head.links)
         problems += (
             f"{_at(link)}plugin {link.name!r} adds {', '.join(link.plugin.routes)}, and which chain a request goes on in is "
             "found out later; move it to [[plugins]]"
@@ -356,7 +357,7 @@ def _routes_of(links: Sequence[Link]) -> Iterator[str]:
             routes[route] = f"plugin {link.name!r}"
 
 
-def _problems(links: Sequence[Link], before: Sequence[Link]) -> Iterator[str]:
+def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Sequence[Link] = ()) -> Iterator[str]:
     """What is wrong with plugins, and with their order behind others."""
     for position, link in enumerate(links):
         if link.plugin.guards and link.plugin.over_budget == "pass":
@@ -375,6 +376,10 @@ def _problems(links: Sequence[Link], before: Sequence[Link]) -> Iterator[str]:
         for key in link.plugin.needs:
             for problem in _unmet(link, key, (*before, *links[:position]), links[position + 1 :]):
                 yield f"{_at(link)}{problem}"
+        used = {*link.plugin.uses} - {*link.plugin.needs}
+        for other in (*links[position + 1 :], *behind):
+            if used.intersection(other.plugin.gives):
+                yield f"{_at(link)}plugin {link.name!r} has to stand behind {other.name!r}: move it down"
 
 
 def _unmet(link: Link, key: Key[object], before: Sequence[Link], after: Sequence[Link]) -> Iterator[str]:

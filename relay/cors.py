@@ -12,7 +12,7 @@ EXPOSED: Final = (
     "x-request-id, retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
     "x-ratelimit-limit-characters, x-ratelimit-remaining-characters, x-ratelimit-reset-characters, "
-    "x-relay-trimmed-messages, x-relay-degraded"
+    "x-relay-trimmed-messages, x-relay-degraded, cache-status, age"
 )
 """What a page may read of a reply's head."""
 

@@ -31,6 +31,8 @@ from relay.pure.surfaces import IndexUnclearError, finished, says
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 # How many frames of a stream are looked at for the shape of the others.
 MAX_LESSONS: Final = 4
+# How much of what a plugin has said is delivered in one turn of the loop: what an upstream says in one read.
+AT_ONCE: Final = 64
 
 _COMPLETED: Final = Outcome("completed")
 _ONLY_OBJECTS: Final = frozenset({dict}).issuperset
@@ -318,12 +320,15 @@ class WholeDelivery(Delivery):
 
 
 class Replay:
-    """A reply that a plugin gave, delivered as if it came from an upstream; it waits while somebody holds the flow."""
+    """A reply that a plugin gave, delivered as if it came from an upstream: some chunks in each turn of the loop, and none
+    while somebody holds the flow."""
 
     def __init__(self, ex: Exchange, sink: Sink, reply: Reply) -> None:
         self._ex = ex
         self._sink = sink
         self._chunks = iter(reply.chunks)
+        self._outcome = Outcome("completed", done=reply.done)
+        self._due = False  # in the loop's next turn it goes on
         self.done = False
 
     def start(self) -> None:
@@ -334,13 +339,22 @@ class Replay:
         """`resume` looks before every chunk."""
 
     def resume(self) -> None:
-        while not self.done and not self._ex.paused and self._ex.stopped is None:
+        for _ in range(AT_ONCE):
+            if self.done or self._ex.paused or self._ex.stopped is not None:
+                return
             chunk = next(self._chunks, None)
             if chunk is None:
                 self.done = True
-                self._sink.end(_COMPLETED)
-            else:
-                self._sink.feed(chunk)
+                self._sink.end(self._outcome)
+                return
+            self._sink.feed(chunk)
+        if not self._due:
+            self._due = True
+            self._ex.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._due = False
+        self.resume()
 
     def stop(self, outcome: Outcome) -> None:
         if not self.done:

@@ -180,22 +180,13 @@ class Exchange(_State):
     moderated_s: how long moderation made the client wait for the first text, in seconds, so far; None: there is none.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
+    hides_usage: whether the reply has such a frame that the client is not to see. Set where an upstream is asked, and by a
+        plugin that gives again what was said to an exchange for which it was set.
     """
 
     __slots__ = (
-        *(
-            "id",
-            "operation",
-            "route",
-            "chain",
-            "headers",
-            "reply_headers",
-            "outcome",
-            "asked",
-            "steps",
-            "moderated_s",
-            "needs_usage",
-        ),
+        *("id", "operation", "route", "chain", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s"),
+        *("needs_usage", "hides_usage"),
         *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
     )
 
@@ -217,6 +208,7 @@ class Exchange(_State):
         self.steps: list[Step] = []
         self.moderated_s: float | None = None
         self.needs_usage = False
+        self.hides_usage = False
         self.loop = loop or asyncio.get_running_loop()  # which is a system call in Python 3.11
         self.started = monotonic()
         self._load: Callable[[], ChatRequest] | None = None

@@ -44,7 +44,7 @@ import msgspec
 from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange, Key, Operation, Outcome
 from relay.options import Options, suggestion
-from relay.pure.openai import Chunk
+from relay.pure.openai import DONE_EVENT, Chunk
 from relay.pure.request import JsonObject
 
 if TYPE_CHECKING:
@@ -71,12 +71,13 @@ class Sink(Protocol):
 class Reply:
     """An answer that a plugin gives by itself.
 
-    chunks: one body, or the events of a stream (without `[DONE]`) if the client asked for one.
+    chunks: one body, or the events of a stream (without `[DONE]`) if the client asked for one. done: the bytes of that event.
     """
 
     chunks: tuple[Chunk, ...]
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    done: bytes = DONE_EVENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Services:
 class Plugin(Options):
     """Base of all plugins. Every hook is optional; one that is not overridden costs nothing.
 
-    needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets in `on_request`.
+    needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets. uses: keys that it can do
+    without, and whose givers must all stand before it.
     serves: the operations it takes part in.
     routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
     needs_store: it cannot do without one that survives the process and that all processes share; `memory:` is refused.
@@ -114,6 +116,7 @@ class Plugin(Options):
     over_budget: Literal["refuse", "pass"] = "refuse"
 
     needs: ClassVar[tuple[Key[Any], ...]] = ()
+    uses: ClassVar[tuple[Key[Any], ...]] = ()
     gives: ClassVar[tuple[Key[Any], ...]] = ()
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat"})
     routes: ClassVar[tuple[str, ...]] = ()

@@ -36,13 +36,12 @@ from relay.reply import Reply
 class Answer:
     """An upstream's reply whose head was good.
 
-    asked_at: the loop's clock. usage_asked: by us and not by the client, so that it must not see the answer.
+    asked_at: the loop's clock.
     """
 
     upstream: Upstream
     body: Body
     asked_at: float
-    usage_asked: bool = False
 
 
 class Upstreams:
@@ -134,6 +133,7 @@ class Upstreams:
             and name not in self._tells_no_usage
             and not request.wants_usage
         )
+        ex.hides_usage = usage
         sent = request.sent_on(model=self._names[name].get(model), usage=usage)
         asked_at = self._loop.time()
         self._balancer.asked(upstream, asked_at)
@@ -166,7 +166,7 @@ class Upstreams:
             raise malformed
         # Of replies that are not streamed the head waits for the last word: it says nothing of who is quick.
         self._balancer.answered(upstream, asked_at, now, model if stream else None)
-        return Answer(upstream, self._make_body(reply), asked_at, usage)
+        return Answer(upstream, self._make_body(reply), asked_at)
 
     async def _refuse(self, upstream: Upstream, reply: Reply, asked_at: float, *, usage: bool) -> NoReturn:
         """Raise what a status that is not 200 says. usage: if it may be about the usage that we have asked for."""

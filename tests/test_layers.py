@@ -39,7 +39,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
         for name in "attached audit check keys options plugin plugins quota reload running tail".split()
     ),
     "uvloop": frozenset({"relay.cli"}),
-    "cachetools": frozenset({"relay.verdicts"}),
+    "cachetools": frozenset({"relay.verdicts", "relay_plugins.cache.entries"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
     "quicktok": frozenset({"relay_plugins.history.tokenizer"}),
     "tencentcloud": frozenset(

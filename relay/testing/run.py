@@ -126,6 +126,7 @@ async def run(
             await stack.enter_async_context(link.plugin.lifespan(lent.services))
         try:
             answered = await chain.enter(ex, entered)
+            ex.asked = answered is None and ex.stopped is None
             sink = chain.wrap(ex, entered[:-1] if answered is not None else entered, kept)
             if answered is not None:
                 Replay(ex, sink, answered).start()

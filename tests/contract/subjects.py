@@ -25,6 +25,7 @@ from relay.testing.reply import Lent
 CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
     "auth": {"keys": [{"name": "test", "key": "sk-test"}]},
     "bingcheng": {"default_model": "gpt-4"},
+    "cache": {},
     "history": {"max_tokens": 1},
     "moderation": {"moderators": [{"use": "lexicon", "words": ["forbidden"]}]},
     "parameters": {},

@@ -84,6 +84,19 @@ def test_does_not_fit(plugins: tuple[Plugin, ...], expected: tuple[str, ...]) ->
     assert expected == problems(*plugins)
 
 
+class Looks(Plugin):
+    uses = (CALLER,)
+
+
+def test_what_is_used_is_given_before() -> None:
+    """A plugin may do without, but whoever gives what it uses stands before it."""
+    for plugins in ((Looks(),), (Names(), Looks()), (Looks(), Looks())):
+        Chain((str(place), plugin) for place, plugin in enumerate(plugins))
+    assert ("plugin 'looks' has to stand behind 'names': move it down",) == problems(Looks(), Names())
+    assert 1 == len(problems(type("Needs", (Looks,), {"needs": (CALLER,)})(), Names()))
+    assert ("plugin 'looks' has to stand behind 'namesall': move it down",) == problems(Names(), Looks(), NamesAll())
+
+
 def test_own_gift() -> None:
     """A plugin cannot need what only it gives."""
 

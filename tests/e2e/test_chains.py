@@ -1,5 +1,7 @@
 """Different chains for different keys, models and routes, in a relay that is served."""
 
+import copy
+
 import pytest
 from click.testing import CliRunner
 
@@ -82,7 +84,7 @@ async def test_limits_in_two_chains(serve):
 
 async def test_it_is_reloaded(serve, tmp_path):
     """A chain that is changed is met by whoever asks from then on."""
-    rig = await serve(streamed(SWEARS), chain=[AUTH], chains=CHAINS, folder=tmp_path)
+    rig = await serve(streamed(SWEARS), chain=[AUTH], chains=copy.deepcopy(CHAINS), folder=tmp_path)
     assert (await rig.ask()).texts() == {0: "Oh damn it."}
     rig.document["chains"][2]["plugins"] = [moderated("damn")]
     await rig.reload()

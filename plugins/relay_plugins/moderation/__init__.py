@@ -99,6 +99,7 @@ class Moderation(Plugin):
     lead_chars: Annotated[int, Meta(ge=0)] = 200
 
     guards: ClassVar[bool] = True
+    gives: ClassVar[tuple[Key[Any], ...]] = (STOPPED_BY,)
 
     _policy: Policy = dataclasses.field(init=False)
     _scanning: tuple[ScanningModerator, ...] = dataclasses.field(init=False)
