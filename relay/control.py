@@ -41,8 +41,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Order(msgspec.Struct, frozen=True, tag=True):
-    """drain: refuse new requests, let open replies end; or after `shutdown_delay_s` retire. retire: take no new connections, let
-    the open ones end, refuse nobody. now: end them at once."""
+    """drain: refuse new requests, let open replies end within `drain_s`; or after `shutdown_delay_s` retire. retire: take no new
+    connections, let the open ones end, however long they take, refuse nobody. now: end them at once."""
 
     do: Literal["drain", "retire", "now"]
 

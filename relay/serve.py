@@ -19,9 +19,10 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,19 +151,20 @@ class Relay:
         else:
             await self.app.drain(grace_s)
 
-    async def retire(self, grace_s: float, on_deaf: Callable[[], None] = lambda: None) -> None:
+    async def retire(self, grace_s: float | None, on_deaf: Callable[[], None] = lambda: None) -> None:
         """Take no new connections, for there are others who do, and say so to `on_deaf`; serve the open ones.
 
-        Each answer says that it is the connection's last. At the end of the grace what is open is ended.
+        Each answer says that it is the connection's last. At the end of the grace what is open is ended; None: it has as
+        long as it takes.
         """
         for site in self._runner.sites:
             await site.stop()
         self.listener.leave()
         on_deaf()
-        end = asyncio.get_running_loop().time() + grace_s
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
+            async with asyncio.timeout(grace_s) as timer:
                 await self.listener.empty(LINGER_S)
+        end = timer.when() or 0.0
         await self.app.drain(max(0.0, end - asyncio.get_running_loop().time()))
 
 
@@ -350,20 +352,22 @@ async def serve(
         server = relay.config.server
         log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
         events.publish("drain", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
-        await hurried(relay.drain(server.shutdown_delay_s, server.drain_s), now, relay.app)
+        await hurried(relay.drain(server.shutdown_delay_s, server.drain_s), now, partial(relay.app.drain, 0))
         log.info("stopped")
 
 
-async def hurried(draining: Coroutine[Any, Any, object], now: asyncio.Event, app: App) -> None:
-    """Wait for the end of what drains; when `now` is set, at once."""
+async def hurried(
+    draining: Coroutine[Any, Any, object], now: asyncio.Event, hurry: Callable[[], Awaitable[object]]
+) -> None:
+    """Wait for the end of what drains; when `now` is set before, for that of `hurry` in its place."""
     loop = asyncio.get_running_loop()
     draining_task = loop.create_task(draining)
-    hurry = loop.create_task(now.wait())
-    await asyncio.wait((draining_task, hurry), return_when=asyncio.FIRST_COMPLETED)
-    hurry.cancel()
+    told = loop.create_task(now.wait())
+    await asyncio.wait((draining_task, told), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
     if not draining_task.done():
         draining_task.cancel()
-        await app.drain(0)
+        await hurry()
 
 
 def settle() -> None:

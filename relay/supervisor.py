@@ -6,7 +6,7 @@ come and go. A worker is this same program, started anew (`relay worker`), with 
 * A worker that dies is replaced, at once the first time, then after pauses that grow. One whose loop stands still for
   `HANG_S` is killed, and replaced. Where no worker can serve the configuration of the start, the supervisor ends.
 * A reload (SIGHUP, `POST /admin/reload`; `relay.reloading`): the file is read again, and workers of the new configuration take the place of the old one by one, each old one
-  leaving when a new one serves: it takes no new connections and ends its open replies within `drain_s`. If the new
+  leaving when a new one serves: it takes no new connections, and ends with its last open reply. If the new
   configuration is refused, or its first worker dies before it serves, nothing changes. What the supervisor itself has opened
   stays as it was: the two listeners, the admin token and the store take a restart.
 * SIGTERM, SIGINT: as of one process. All workers drain; a second signal ends replies at once, a third one the workers.
@@ -36,7 +36,7 @@ from relay.events import Event, Events
 from relay.log import Logger
 from relay.metrics.workers import Crew, WorkersMetrics
 from relay.options import ConfigError
-from relay.pure.roster import Member, Plan, State, free_number, plan, wait_s
+from relay.pure.roster import Member, Plan, State, free_number, outstayed, plan, wait_s
 from relay.serve import Reader
 
 TICK_S = 1.0
@@ -340,6 +340,9 @@ class Supervisor:
         else:
             worker.line.send(Order("retire"))
         worker.state = "leaving"
+        leaving = [(each.started_at, each.number) for each in self._workers.values() if each.state == "leaving"]
+        for number in outstayed(leaving, self._wanted.config.server.workers):
+            self._workers[number].line.send(Order("drain"))
         self._news.set()
 
     def _hang_up(self) -> None:

@@ -1,7 +1,8 @@
 """One of several processes that serve behind one socket, as their supervisor tells them (`relay.supervisor`).
 
 It opens no listener: it accepts on the socket that it got, and what it counts is written to files that the supervisor
-reads. It leaves when it is told to, and when the supervisor is gone; what is open then ends within `drain_s`.
+reads. It leaves when it is told to, and when the supervisor is gone: what is open then ends within `drain_s`, but where others
+take its place it has as long as it takes.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Worker:
         self._state: State = "starting"
         self._relay: Relay | None = None
         self._order = asyncio.Event()
+        self._drain = asyncio.Event()  # what is open has `drain_s` from then on
         self._now = asyncio.Event()
         self._retiring = False
 
@@ -104,8 +106,15 @@ class Worker:
             self._line.send(Report(state=self._state, key_names=tuple(names), grants=dict(grants)))
             await relay.until(self._order)
             server = config.server
-            going = relay.retire if self._retiring else partial(relay.drain, server.shutdown_delay_s)
-            await hurried(going(server.drain_s, partial(self._is, "leaving")), self._now, relay.app)
+            deaf, now = partial(self._is, "leaving"), partial(relay.app.drain, 0)
+            if self._retiring:
+
+                async def drained() -> None:
+                    await hurried(relay.app.drain(server.drain_s), self._now, now)
+
+                await hurried(relay.retire(None, deaf), self._drain, drained)
+            else:
+                await hurried(relay.drain(server.shutdown_delay_s, server.drain_s, deaf), self._now, now)
 
     def _config(self) -> Config:
         config = parse(self._given.config, Path(self._given.path))
@@ -142,9 +151,12 @@ class Worker:
             if isinstance(order, Order):
                 if order.do == "now":
                     self._now.set()
+                if order.do != "retire":
+                    self._drain.set()
                 self._leave(serving, retire=order.do == "retire")
         # Whoever comes next may want the port.
         self.log.warning("the supervisor is gone", worker_state=self._state)
+        self._drain.set()
         self._leave(serving, retire=True)
 
     def _leave(self, serving: asyncio.Task[None], *, retire: bool) -> None:

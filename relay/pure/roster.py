@@ -9,7 +9,10 @@ Pure: the supervisor tells what there is, does what it is told, and asks again a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
+
+# So many sets of workers may be there still, for replies that began on them.
+MAX_FORMER: Final = 4
 
 State = Literal["starting", "serving", "leaving"]
 
@@ -49,6 +52,11 @@ def plan(members: Iterable[Member], generation: int, wanted: int) -> Plan:
     if replaced:  # one by one, each a trial of what is new
         missing = 0 if starting else min(missing, 1)
     return Plan(missing, tuple(dismissed))
+
+
+def outstayed(leaving: Iterable[tuple[float, int]], wanted: int) -> list[int]:
+    """The numbers of those that have had their time: (since when it is there, number) of the leaving → all but the latest."""
+    return [number for _, number in sorted(leaving)[: -MAX_FORMER * wanted]]
 
 
 def free_number(members: Iterable[Member]) -> int:

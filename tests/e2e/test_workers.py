@@ -358,6 +358,34 @@ async def test_reload(launch, streams):
     assert [] == [line for line in relay.log if line["level"] not in ("debug", "info")]
 
 
+async def test_a_reload_gives_streams_all_the_time_they_take(launch, streams):
+    """`drain_s` is for the end of the relay: a worker whose place is taken stays for its last stream."""
+    go = asyncio.Event()
+    async with ScriptedUpstream(gated(go)) as upstream:
+        relay = await launch(upstream, workers=2, drain_s=0.01)
+        opened = await streams(relay, 10)
+        for count in (1, 2):  # the second one takes longer than `drain_s` by far
+            relay.told(signal.SIGHUP)
+            await relay.says("reloaded", count)
+        go.set()
+        assert {DATA} == {await rest(response) for response in opened}
+        relay.told(signal.SIGTERM)
+        await relay.ends()
+
+
+async def test_who_is_left_of_reloads_drains_with_all(launch, streams):
+    """SIGTERM is for the former workers too: what is open has `drain_s`."""
+    async with ScriptedUpstream(Script(Head(), Send(HELLO[0]), Hang())) as upstream:
+        relay = await launch(upstream, workers=2, drain_s=0.01)
+        opened = await streams(relay, 4)
+        relay.told(signal.SIGHUP)
+        await relay.says("reloaded")
+        relay.told(signal.SIGTERM)
+        for response in opened:
+            assert b'"draining"' in await rest(response)
+        await relay.ends()
+
+
 async def test_keys_are_common(launch):
     """A key that is made at the supervisor works with every worker, and with none when it is disabled."""
     async with ScriptedUpstream(gated(asyncio.Event())) as upstream:

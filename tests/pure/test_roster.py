@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.pure.roster import Member, Plan, free_number, plan, wait_s
+from relay.pure.roster import Member, Plan, free_number, outstayed, plan, wait_s
 
 STATES = ("starting", "serving", "leaving")
 
@@ -80,3 +80,11 @@ def test_the_wait_grows_to_a_bound(deaths):
     """The first death is followed at once; then each wait is as long as the one before, or longer."""
     assert 0.0 == wait_s(1, 0.2, 10.0)
     assert wait_s(deaths, 0.2, 10.0) <= wait_s(deaths + 1, 0.2, 10.0) <= 10.0
+
+
+def test_who_has_outstayed():
+    """The oldest beyond four sets."""
+    leaving = [(float(at), at % 10) for at in range(10)]
+    assert outstayed(leaving, 2) == [0, 1]
+    assert outstayed(leaving, 3) == []
+    assert outstayed([], 1) == []
