@@ -31,7 +31,7 @@ from relay.errors import (
 from relay.events import NOWHERE, Publisher
 from relay.exchange import Exchange, Outcome, OutcomeKind, ReplyHeaders
 from relay.generation import Generation
-from relay.head import BARE, BODILESS, JSON, Standard
+from relay.head import BARE, BODILESS, JSON, Standard, unsendable
 from relay.keys import API_KEY
 from relay.log import Logger
 from relay.metrics import Metrics
@@ -119,9 +119,8 @@ class App:
                 ex.stop(Outcome("client_gone"))
                 raise
             await self._refuse(reply, request, _cut_off(reply), "drained")
-        except Exception:  # noqa: BLE001 - our own fault: logged whole, told in one line
-            self._log.exception("request failed", request_id=ex.id)
-            ex.reply_headers = ReplyHeaders({"x-request-id": ex.id})  # a header may have been the fault
+        except Exception:  # noqa: BLE001 - our own fault, or that of what a plugin has given us
+            self._failed(reply)
             await self._refuse(reply, request, InternalError())
         finally:
             self._spawn(self._leave(reply))
@@ -239,6 +238,17 @@ class App:
         ex.reply_headers.update(error.headers)
         await self._send(reply, request, error.status, JSON, NO_HEADERS, error.body)
 
+    def _failed(self, reply: Open) -> None:
+        """Tell the log of a fault of ours, in an `except` clause, and have the client told in one line."""
+        ex = reply.ex
+        reply.failed = True
+        header = unsendable({**ex.reply_headers, **(reply.writer.headers if reply.writer is not None else {})})
+        if header is not None:
+            self._log.error("a reply header cannot be sent", request_id=ex.id, header=header[:64])
+        else:
+            self._log.exception("request failed", request_id=ex.id)
+        ex.reply_headers = ReplyHeaders({"x-request-id": ex.id})  # a header may have been the fault
+
     # After the reply
 
     async def _leave(self, reply: Open) -> None:
@@ -256,6 +266,8 @@ class App:
                         self._log.error("a sink kept the end of a reply", request_id=ex.id)
                         writer.end(Outcome("client_gone"))
                 ex.outcome = writer.outcome
+            if reply.failed:
+                ex.outcome = Outcome("internal_error", InternalError())
             await ex.close()
             ex.outcome = ex.outcome or Outcome("client_gone")
             await reply.generation.chain.leave(ex, reply.entered)

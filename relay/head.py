@@ -99,6 +99,16 @@ def head(request: Request, status: int, standard: Standard, headers: CIMultiDict
     return b"".join((given[:-2], lines, body, b"\r\n"))
 
 
+def unsendable(headers: Mapping[str, str]) -> str | None:
+    """The name of a header that no head can hold: its value is no string, or has a line end in it."""
+    for name, value in headers.items():
+        try:
+            _serialize_headers("", CIMultiDict({name: value}))
+        except (TypeError, ValueError):
+            return str(name)
+    return None
+
+
 @lru_cache(1024)
 def _are_beside(names: tuple[str, ...], standard: Standard) -> bool:
     """Whether none of these headers is a standard one, or says where the body ends or what becomes of the connection.

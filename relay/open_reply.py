@@ -20,7 +20,7 @@ class Open:
     """
 
     __slots__ = (
-        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "generation", "given_up", "moderated_s",
+        "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "failed", "generation", "given_up", "moderated_s",
         "routed", "silence", "status", "task", "writer",
     )  # fmt: skip
 
@@ -37,6 +37,7 @@ class Open:
         self.asked_at = 0.0  # `time.monotonic`
         self.moderated_s = 0.0  # up to then
         self.drained = False
+        self.failed = False  # by a fault of ours, or by what a plugin gave us to send
         self.silence: SilenceWatch | None = None
         self.asking = self.given_up = False
 
