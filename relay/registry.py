@@ -8,6 +8,7 @@ kept in the module, and a class is imported only when it is asked for.
 import importlib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from traceback import extract_tb
 from types import ModuleType
 from typing import Generic, NamedTuple, TypeVar
 
@@ -65,7 +66,7 @@ class Registry(Generic[T]):
         except Exception as error:
             # Whatever a stranger's module raises, the operator must see whose it is.
             raise ConfigError(
-                f"{origin}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
+                f"{origin}: module {module_name} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
             ) from error
         cls = getattr(module, class_name, None)
         if cls is None:
@@ -77,6 +78,13 @@ class Registry(Generic[T]):
                 f"{origin}: {target} is not a subclass of {self._base.__module__}.{self._base.__qualname__}"
             )
         return cls
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, outside of what imports; "" where that is nowhere. What is no Python says so itself."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen importlib")]
+    own = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own and not isinstance(error, SyntaxError) else ""
 
 
 def _registered(group: str) -> Iterator[Registered]:
