@@ -41,7 +41,7 @@ _ONLY_OBJECTS: Final = frozenset({dict}).issuperset
 class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
 
-    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_text_at", "reads", "usage")
+    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_text_at", "reads")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         self._ex = ex
@@ -50,7 +50,6 @@ class Delivery(ABC):
         self.done = False
         # When the first text came, or the whole of a reply that is not streamed; `time.monotonic`.
         self.first_text_at: float | None = None
-        self.usage: Frame | None = None  # as the upstream told it
         self.reads = 0  # how many reads there were: who watches for silence compares two looks
         self.empty_reads = 0  # of those, how many told nothing
 
@@ -259,7 +258,7 @@ class StreamDelivery(Delivery):
         if error is not None:
             self._fail(error)
             return
-        self.usage = usage_of(frame) or self.usage
+        self._ex.usage = usage_of(frame) or self._ex.usage
         try:
             finishes = finished(frame)
         except IndexUnclearError:
@@ -311,7 +310,7 @@ class WholeDelivery(Delivery):
             self._fail(error)
         elif frame is not None and frame.get("choices") is not None:
             self.first_text_at = monotonic()
-            self.usage = usage_of(frame)
+            self._ex.usage = usage_of(frame)
             # What was read strictly is UTF-8.
             self._sink.feed(readable(chunk) if chunk.lenient else chunk)
             self._end(_COMPLETED)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protoc
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.errors import InternalError, RelayError, UpstreamError, forget_frames
-from relay.pure.openai import DONE_EVENT
+from relay.pure.openai import DONE_EVENT, Frame, told_tokens
 from relay.pure.request import ChatRequest
+from relay.pure.tally import Violation
 
 T = TypeVar("T")
 
@@ -67,6 +68,12 @@ CALLER: Final = Key("caller", str)
 
 STOPPED_BY: Final[Key[tuple[str, str]]] = Key("stopped_by", tuple)
 """The moderator that stopped the request or its reply, and the label that it gave. Given by `moderation`."""
+
+VIOLATIONS: Final[Key[list[Violation]]] = Key("violations", list)
+"""What moderators have found in the request and its reply, whatever came of it, in the order in which it was found: 100 at most.
+
+Given by `moderation`, when there is one. What is found after a reply has ended, as in shadow mode, stands in the log alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,9 @@ class Exchange(_State):
     route: the path that the request came to. chain: the one of `[[chains]]` that it goes on in; "" before that, and without.
     started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
     asked: whether an upstream may have the request.
+    status: the HTTP status that the client was sent; None as long as it has been sent none.
+    usage: the tokens that the reply took, as the upstream told it, so it may hold anything; None if it has not. `tokens`
+        has the two numbers.
     steps: what the plugins that the request has met did with it.
     moderated_s: how long moderation made the client wait for the first text, in seconds, so far; None: there is none.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
@@ -185,8 +195,20 @@ class Exchange(_State):
     """
 
     __slots__ = (
-        *("id", "operation", "route", "chain", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s"),
-        *("needs_usage", "hides_usage"),
+        *(
+            "id",
+            "operation",
+            "route",
+            "chain",
+            "headers",
+            "reply_headers",
+            "outcome",
+            "asked",
+            "status",
+            "usage",
+            "steps",
+        ),
+        *("moderated_s", "needs_usage", "hides_usage"),
         *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
     )
 
@@ -205,6 +227,8 @@ class Exchange(_State):
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
         self.asked = False
+        self.status: int | None = None
+        self.usage: Frame | None = None
         self.steps: list[Step] = []
         self.moderated_s: float | None = None
         self.needs_usage = False
@@ -230,6 +254,11 @@ class Exchange(_State):
                 raise RuntimeError(f"a {self.operation} request has no chat request")
             self.loaded = self._load()
         return self.loaded
+
+    @property
+    def tokens(self) -> tuple[int | None, int | None]:
+        """What the upstream says that the prompt and the reply took; None for one that it does not tell, or cannot be true."""
+        return told_tokens(self.usage)
 
     def loads(self, load: Callable[[], ChatRequest]) -> None:
         """`load` reads the chat request; it may raise Reject."""

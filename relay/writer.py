@@ -289,6 +289,7 @@ def _head(
         headers = CIMultiDict(others)
         headers.update(ex.reply_headers)
     begin = head(request, status, standard, headers, length)
+    ex.status = status
     ex.reply_headers.sent = True
     return begin
 

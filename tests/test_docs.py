@@ -50,7 +50,7 @@ def test_the_page_for_authors_names_all_that_is_public() -> None:
     said = set(re.findall(r"[A-Za-z_]+", " ".join(re.findall(r"`([^`]+)`", prose))))
     declared = {name for name in inspect.get_annotations(Plugin) if not name.startswith("_")}
     lent = {field.name for field in dataclasses.fields(Services)}
-    keys = {"CALLER", "API_KEY", "STOPPED_BY"}
+    keys = {"CALLER", "API_KEY", "STOPPED_BY", "VIOLATIONS"}
     levers = {"spawn", "pause", "resume", "stop", "outcome", "reply_headers", "headers", "request", "id"}
     assert {*HOOKS, *declared, *relay.__all__, *lent, *keys, *levers} - said == set()
     assert all(hasattr(Exchange, name) for name in levers)

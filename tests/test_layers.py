@@ -23,6 +23,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
         "relay.testing.load",
         "relay_plugins.tencent.service",
         "relay_plugins.tencent.fake.server",
+        "relay_plugins.webhook.endpoint",
     },
     "aiohttp_sse_client": frozenset({"relay.commands.following"}),
     "prometheus_client": frozenset({"relay.metrics"})

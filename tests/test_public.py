@@ -19,7 +19,7 @@ PUBLIC = {
     "relay.testing": None,
     "relay.moderator": None,
     "relay.keys": ("API_KEY", "ApiKey"),
-    "relay.exchange": ("CALLER", "STOPPED_BY"),
+    "relay.exchange": ("CALLER", "STOPPED_BY", "VIOLATIONS"),
 }
 
 

@@ -93,6 +93,7 @@ REFUSALS = (
     "insufficient_user_quota",
     "quota_unavailable",
     "auth_unavailable",
+    "audit_unavailable",
     "moderation_unavailable",
     "moderation_stalled",
     "mixed_models",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from relay.pure.ruling import Action
 from relay.pure.window import Window
@@ -13,7 +13,11 @@ MAX_VIOLATIONS: Final = 100
 
 
 class Violation(NamedTuple):
-    """What was found in a reply: for the log. Never the text."""
+    """What was found in a request or its reply: for the log. Never the text.
+
+    choice: None where there is none, as in a request. surface: as in `relay.moderator.Context`. reference: the moderator's own
+    name of its verdict.
+    """
 
     choice: int | None
     surface: str
@@ -23,6 +27,7 @@ class Violation(NamedTuple):
     action: Action
     score: int = 0
     reference: str = ""
+    direction: Literal["request", "response"] = "response"
 
 
 @dataclass(slots=True)

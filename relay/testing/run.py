@@ -142,8 +142,10 @@ async def run(
             error = refusal
             ex.outcome = Outcome.of(refusal)
         await ex.close()
+        replied = _replied(ex, kept, answered, error)
+        ex.status = replied.status
         await chain.leave(ex, entered)
-    return Ran(_replied(ex, kept, answered, error), lent.told.events, ex, sent, raised)
+    return Ran(replied, lent.told.events, ex, sent, raised)
 
 
 def _answer(ex: Exchange, sink: Any, answer: Iterable[str] | bytes, cuts: Iterable[int] | None) -> None:

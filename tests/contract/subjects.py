@@ -4,6 +4,7 @@ A plugin that is registered is found here by itself; it needs a line in `CONFIGU
 """
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from relay.testing.reply import Lent
 
 # A configuration with which the plugin does what it is for, for each registered one.
 CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
+    "audit": {"folder": tempfile.mkdtemp()},
     "auth": {"keys": [{"name": "test", "key": "sk-test"}]},
     "bingcheng": {"default_model": "gpt-4"},
     "cache": {},

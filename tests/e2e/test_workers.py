@@ -14,6 +14,7 @@ import pytest
 
 from relay.serve import allow_many_files
 from relay.testing import Gate, Hang, Head, Pause, Script, ScriptedUpstream, Send, frames, whole
+from relay_plugins.audit.verify import verify
 
 PATIENCE_S = 60.0
 HELLO = frames.stream(["Hel", "lo ", "世", "界"])
@@ -241,6 +242,34 @@ async def test_all_of_them_serve(launch, streams):
         await relay.ends()
     assert "stopped" == relay.log[-1]["event"]
     assert [] == [line for line in relay.log if line["level"] not in ("debug", "info")]
+
+
+async def test_each_has_a_record_of_its_own(launch, tmp_path):
+    """Files of `audit` in one folder, each whole; that of a worker that was killed has no end, and what stood there stays."""
+    async with ScriptedUpstream(whole(frames.body("Hi"))) as upstream:
+        relay = await launch(upstream, more='[[plugins]]\nuse = "audit"\nfolder = "records"')
+        for _ in range(20):
+            assert 200 == await relay.ask()
+        served = {line["request_id"] for line in await relay.says("request", 20)}
+        async with asyncio.timeout(PATIENCE_S):
+            while served != recorded(tmp_path / "records"):
+                await asyncio.sleep(0.01)
+        pid = next(iter(relay.workers.values()))
+        os.kill(pid, signal.SIGKILL)
+        await relay.says("worker ended")
+        relay.told(signal.SIGTERM)
+        await relay.ends()
+    found = await asyncio.to_thread(verify, [tmp_path / "records"])
+    assert {""} == {checked.problem for checked in found}
+    assert len(found) > 1
+    assert [f"-{pid}-" in checked.path.name for checked in found] == [not checked.ended for checked in found]
+    assert served == recorded(tmp_path / "records")
+
+
+def recorded(folder):
+    """The ids of the requests that stand in the files of a folder."""
+    lines = [json.loads(line) for path in folder.iterdir() for line in path.read_bytes().splitlines()]
+    return {line["request_id"] for line in lines if line["kind"] == "exchange"}
 
 
 async def test_a_dead_worker_is_replaced(launch, streams):

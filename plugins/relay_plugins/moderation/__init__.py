@@ -291,7 +291,7 @@ class Moderation(Plugin):
         if self.response == "shadow":
             tally.unverified = {"shadow": released}
         for found in counted.violations:
-            tell(found, ex.id, "response", self._log, tally)
+            tell(found, ex, self._log, tally)
             if found.action == "block" and self.response != "shadow":
                 ex[STOPPED_BY] = found.moderator, found.label
         self._metrics.moderated(tally)

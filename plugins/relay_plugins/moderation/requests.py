@@ -304,7 +304,7 @@ class Requests:
             raise refused_prompt()
 
     def _tell(self, ex: Exchange, violation: Violation, tally: ModerationTally) -> None:
-        tell(violation, ex.id, "request", self._log, tally)
+        tell(violation._replace(direction="request"), ex, self._log, tally)
         if violation.action in ("mask", "block"):
             ex[STOPPED_BY] = violation.moderator, violation.label
 

@@ -1,26 +1,23 @@
-"""What was found, as it is told to operators: a line in the log and a count. Never the text."""
+"""What was found, as it is told: a line in the log, a count, and what other plugins may know. Never the text."""
 
 from __future__ import annotations
 
-from typing import Literal
-
+from relay.exchange import VIOLATIONS, Exchange
 from relay.log import Logger
 from relay.metrics import ModerationTally
-from relay.pure.tally import Violation
+from relay.pure.tally import MAX_VIOLATIONS, Violation
 
 
-def tell(
-    violation: Violation,
-    request_id: str,
-    direction: Literal["request", "response"],
-    log: Logger,
-    tally: ModerationTally,
-) -> None:
-    choice, place, position, label, moderator, action, score, reference = violation
+def tell(violation: Violation, ex: Exchange, log: Logger, tally: ModerationTally) -> None:
+    choice, place, position, label, moderator, action, score, reference, direction = violation
     tally.violations[moderator, label] = tally.violations.get((moderator, label), 0) + 1
+    if VIOLATIONS not in ex:
+        ex[VIOLATIONS] = []
+    if len(ex[VIOLATIONS]) < MAX_VIOLATIONS:
+        ex[VIOLATIONS].append(violation)
     log.info(
         "violation",
-        request_id=request_id,
+        request_id=ex.id,
         direction=direction,
         choice=choice,
         place=place,
