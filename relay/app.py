@@ -85,7 +85,7 @@ class App:
             route = generation.routes.get(path)
         ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.reply_headers["x-request-id"] = ex.id
-        reply = Open(ex, request.task, generation, route is not None)
+        reply = Open(ex, request, generation, path, route is not None)
         self._begun(reply)
         try:
             origin = headers.get(hdrs.ORIGIN)
@@ -244,6 +244,8 @@ class App:
     async def _leave(self, reply: Open) -> None:
         """Settle everything about an exchange: tasks, ends, `on_end`, metrics, its line in the log."""
         ex, writer = reply.ex, reply.writer
+        reply.ended_at = monotonic()
+        ex.tells(reply.told)
         try:
             if writer is not None:
                 if writer.outcome is None:

@@ -20,6 +20,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from relay.errors import InternalError, RelayError, UpstreamError, forget_frames
 from relay.pure.openai import DONE_EVENT
 from relay.pure.request import ChatRequest
+from relay.told import Server, Told
+from relay.upstream_headers import UpstreamHeaders
 
 T = TypeVar("T")
 
@@ -176,6 +178,7 @@ class Exchange(_State):
     started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
     asked: whether an upstream may have the request.
     steps: what the plugins that the request has met did with it.
+    upstream: who was asked last.
     moderated_s: how long moderation made the client wait for the first text, in seconds, so far; None: there is none.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
@@ -184,6 +187,7 @@ class Exchange(_State):
     __slots__ = (
         *("id", "operation", "headers", "reply_headers", "outcome", "asked", "steps", "moderated_s", "needs_usage"),
         *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
+        *("upstream", "_tell", "_upstream_headers"),
     )
 
     def __init__(
@@ -199,6 +203,8 @@ class Exchange(_State):
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
         self.asked = False
+        self.upstream: Server | None = None
+        self._upstream_headers: UpstreamHeaders | None = None  # made when somebody looks, as few do
         self.steps: list[Step] = []
         self.moderated_s: float | None = None
         self.needs_usage = False
@@ -211,6 +217,7 @@ class Exchange(_State):
         self._stopped: Outcome | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None  # of what was spawned, likewise
         self._closed = False
+        self._tell: Callable[[], Told] | None = None
 
     @property
     def request(self) -> ChatRequest:
@@ -227,6 +234,29 @@ class Exchange(_State):
     def loads(self, load: Callable[[], ChatRequest]) -> None:
         """`load` reads the chat request; it may raise Reject."""
         self._load = load
+
+    @property
+    def upstream_headers(self) -> UpstreamHeaders:
+        """Headers for the upstream, beside those of the relay; to be set in `on_request`. They go with retries too."""
+        if self._upstream_headers is None:
+            self._upstream_headers = UpstreamHeaders()
+        return self._upstream_headers
+
+    @property
+    def upstream_lines(self) -> bytes:
+        """The same as they stand in a head."""
+        return b"" if self._upstream_headers is None else self._upstream_headers.lines
+
+    @property
+    def told(self) -> Told:
+        """What is known when all has ended, so in `on_end` only."""
+        if self._tell is None:
+            raise RuntimeError("a request is told of when it has ended: ask for `told` in `on_end`")
+        return self._tell()
+
+    def tells(self, tell: Callable[[], Told]) -> None:
+        """All has ended, and `tell` knows how. Called as often as somebody asks."""
+        self._tell = tell
 
     # The way back
 
@@ -310,7 +340,7 @@ class Exchange(_State):
 
         Whatever is part of a circle waits for the collector, which comes seldom: a request of 2 MB would wait that long.
         """
-        self._flow = self._load = self.loaded = None
+        self._flow = self._load = self.loaded = self._tell = None
         if self.outcome is not None and self.outcome.error is not None:
             forget_frames(self.outcome.error)
 

@@ -136,6 +136,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "relay.errors",
             "relay.request",
+            "relay.told",
+            "relay.upstream_headers",
             "relay.turnstile",
             "relay.events",
             "relay.failpoint",

@@ -5,6 +5,7 @@ promises, whatever the plugin between them does.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from relay.plugin import OPERATIONS, Plugin, Reply, Sink
 from relay.pure.openai import Chunk
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, exchange
+from relay.told import Told
 
 # Witnesses, and a conversation between them
 
@@ -73,6 +75,11 @@ class Watching(Wrapping):
         super().end(outcome)
 
 
+def told() -> Told:
+    """What plugins are told in `on_end`, of a request for which no upstream was asked."""
+    return Told("POST", "/v1/chat/completions", 200, time.monotonic(), None)
+
+
 class Talk:
     """One conversation through a chain of outer witness, plugin and inner witness, without app and sockets.
 
@@ -108,6 +115,7 @@ class Talk:
             if self.ex.outcome is None:
                 self.ex.outcome = self.kept.outcome or Outcome("client_gone")
             await self.ex.close()
+            self.ex.tells(told)
             await self.chain.leave(self.ex, self.entered)
         return self
 
