@@ -41,6 +41,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
+    "opentelemetry": frozenset(f"relay_plugins.otel.{name}" for name in ("context", "spans", "tracing")),
     "quicktok": frozenset({"relay_plugins.history.tokenizer"}),
     "tencentcloud": frozenset(
         f"relay_plugins.tencent.{name}" for name in ("answer", "faults", "moderator", "service", "signature")
