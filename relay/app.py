@@ -86,7 +86,7 @@ class App:
         ex = Exchange(new_id(), route.operation if route is not None else "models", headers, self._loop)
         ex.route = path
         ex.reply_headers["x-request-id"] = ex.id
-        reply = Open(ex, request.task, generation, route is not None)
+        reply = Open(ex, request, generation, route is not None)
         self._begun(reply)
         try:
             origin = headers.get(hdrs.ORIGIN)
@@ -123,8 +123,8 @@ class App:
             self._failed(reply)
             await self._refuse(reply, request, InternalError())
         finally:
+            reply.status = request.status
             self._spawn(self._leave(reply))
-        reply.status = request.status
 
     def _begun(self, reply: Open) -> None:
         if not self._open:
@@ -254,6 +254,8 @@ class App:
     async def _leave(self, reply: Open) -> None:
         """Settle everything about an exchange: tasks, ends, `on_end`, metrics, its line in the log."""
         ex, writer = reply.ex, reply.writer
+        reply.ended_at = monotonic()
+        ex.tells(reply.told)
         try:
             if writer is not None:
                 if writer.outcome is None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from relay.body import Body
 from relay.errors import InternalError, UpstreamError, upstream_incomplete, upstream_malformed
@@ -35,13 +35,17 @@ MAX_LESSONS: Final = 4
 AT_ONCE: Final = 64
 
 _COMPLETED: Final = Outcome("completed")
+_NONE: Final[Mapping[int, Any]] = {}
 _ONLY_OBJECTS: Final = frozenset({dict}).issuperset
 
 
 class Delivery(ABC):
     """What both kinds share: flow control, and the end that comes once."""
 
-    __slots__ = ("_body", "_ex", "_sink", "done", "empty_reads", "first_text_at", "reads")
+    __slots__ = (
+        *("_body", "_ex", "_sink", "done", "empty_reads", "ended_at", "first_at", "first_text_at", "identity", "reads"),
+        "usage",
+    )
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         self._ex = ex
@@ -50,8 +54,17 @@ class Delivery(ABC):
         self.done = False
         # When the first text came, or the whole of a reply that is not streamed; `time.monotonic`.
         self.first_text_at: float | None = None
+        self.first_at: float | None = None  # the first event, whatever it says; else as the first text
+        self.ended_at: float | None = None  # when nothing more of it counted
+        self.usage: Frame | None = None  # as the upstream told it
+        self.identity: tuple[Any, Any] | None = None  # its id and model, likewise
         self.reads = 0  # how many reads there were: who watches for silence compares two looks
         self.empty_reads = 0  # of those, how many told nothing
+
+    @property
+    @abstractmethod
+    def finishes(self) -> Mapping[int, Any]:
+        """The choices that have a finish_reason, by index, and what the upstream gave as such."""
 
     def start(self) -> None:
         """Let it come."""
@@ -116,6 +129,7 @@ class Delivery(ABC):
     def _over(self) -> None:
         """Nothing of what comes counts any more."""
         self.done = True
+        self.ended_at = monotonic()
 
     def _end(self, outcome: Outcome) -> None:
         """The upstream has said all that counts."""
@@ -135,13 +149,13 @@ class Delivery(ABC):
 class StreamDelivery(Delivery):
     """An event stream."""
 
-    __slots__ = ("_decoder", "_finished", "_lessons", "_ready", "_said", "_shape", "_shapes", "_stencil")
+    __slots__ = ("_decoder", "_lessons", "_ready", "_said", "_shape", "_shapes", "_stencil", "finishes")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body, shapes: Shapes | None = None) -> None:
         """`shapes` is what earlier streams of this upstream have shown of its frames."""
         super().__init__(ex, sink, body)
         self._decoder: Decoder[Chunk] = Decoder(Chunk)
-        self._finished: frozenset[int] = frozenset()  # indexes of choices that have a finish_reason
+        self.finishes: Mapping[int, Any] = _NONE
         self._shapes = shapes or Shapes()
         self._shape = self._shapes.newest  # of its commonest frame
         self._stencil = Stencil(self._shape) if self._shape is not None else None  # what this stream repeats of it
@@ -206,6 +220,8 @@ class StreamDelivery(Delivery):
             return
         if not chunks:
             self.empty_reads += 1
+        elif self.first_at is None:
+            self.first_at = monotonic()
         self._deliver(chunks)
         # Until the first text has come, every frame is looked at for it.
         if self._decoder.idle and self.first_text_at is not None:
@@ -258,13 +274,15 @@ class StreamDelivery(Delivery):
         if error is not None:
             self._fail(error)
             return
-        self._ex.usage = usage_of(frame) or self._ex.usage
+        self.usage = usage_of(frame) or self.usage
+        if self.identity is None:
+            self.identity = frame.get("id"), frame.get("model")
         try:
             finishes = finished(frame)
         except IndexUnclearError:
             return  # a guard, if there is one, ends the reply for it
         if finishes:
-            self._finished = self._finished.union(finishes)
+            self.finishes = {**self.finishes, **finishes}
 
     def _eof(self) -> None:
         for chunk in self._decoder.close():
@@ -277,7 +295,7 @@ class StreamDelivery(Delivery):
                     return
                 self._sink.feed(readable(chunk))
         # Some servers never send [DONE]; what they said is complete when every choice has finished.
-        if len(self._finished) >= self._ex.request.choices:
+        if len(self.finishes) >= self._ex.request.choices:
             self._end(_COMPLETED)
         else:
             self._end(Outcome("upstream_error", upstream_incomplete()))
@@ -286,12 +304,20 @@ class StreamDelivery(Delivery):
 class WholeDelivery(Delivery):
     """A reply that is not streamed: one chunk."""
 
-    __slots__ = ("_parts", "_size")
+    __slots__ = ("_frame", "_parts", "_size")
 
     def __init__(self, ex: Exchange, sink: Sink, body: Body) -> None:
         super().__init__(ex, sink, body)
         self._parts: list[bytes] = []
         self._size = 0
+        self._frame: Frame | None = None
+
+    @property
+    def finishes(self) -> Mapping[int, Any]:
+        try:
+            return finished(self._frame) if self._frame is not None else _NONE
+        except IndexUnclearError:
+            return _NONE
 
     def _take(self, data: bytes) -> None:
         self._size += len(data)
@@ -309,8 +335,10 @@ class WholeDelivery(Delivery):
         if error is not None:
             self._fail(error)
         elif frame is not None and frame.get("choices") is not None:
-            self.first_text_at = monotonic()
-            self._ex.usage = usage_of(frame)
+            self.first_at = self.first_text_at = monotonic()
+            self.usage = usage_of(frame)
+            self.identity = frame.get("id"), frame.get("model")
+            self._frame = frame
             # What was read strictly is UTF-8.
             self._sink.feed(readable(chunk) if chunk.lenient else chunk)
             self._end(_COMPLETED)

@@ -11,6 +11,7 @@ from yarl import URL
 from relay.config import Upstream
 from relay.connections import Connections, Connector
 from relay.reply import Reply
+from relay.told import Server
 
 # uvicorn closes idle connections after 5 s; one that we give up first is never found closed.
 POOL_IDLE_S: Final = 4.0
@@ -19,7 +20,7 @@ POOL_IDLE_S: Final = 4.0
 class Endpoint(Connections):
     """Where one upstream is asked. Made inside a running loop."""
 
-    __slots__ = ("_stream", "_whole")
+    __slots__ = ("_stream", "_whole", "server")
 
     def __init__(self, upstream: Upstream, connector: Connector) -> None:
         url = URL(upstream.base_url + "/chat/completions")
@@ -32,12 +33,16 @@ class Endpoint(Connections):
             idle_s=POOL_IDLE_S,
         )
         key = None if upstream.api_key is None else upstream.api_key.reveal()
+        self.server: Final = Server(upstream.name, url.host or "", url.port or 0)
         self._stream = _head(url, key, "text/event-stream")
         self._whole = _head(url, key, "application/json")
 
-    def ask(self, body: bytes, *, stream: bool, request_id: str) -> Coroutine[Any, Any, Reply]:
-        """POST it; the reply is asked for uncompressed. Raises what `post` does."""
-        return self.post((self._stream if stream else self._whole) + request_id.encode(), body)
+    def ask(self, body: bytes, *, stream: bool, request_id: str, more: bytes = b"") -> Coroutine[Any, Any, Reply]:
+        """POST it; the reply is asked for uncompressed. Raises what `post` does.
+
+        more: `Exchange.upstream_lines`.
+        """
+        return self.post((self._stream if stream else self._whole) + request_id.encode() + more, body)
 
 
 def _head(url: URL, key: str | None, accept: str) -> bytes:

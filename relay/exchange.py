@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Protoc
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from relay.errors import InternalError, RelayError, UpstreamError, forget_frames
-from relay.pure.openai import DONE_EVENT, Frame, told_tokens
+from relay.pure.openai import DONE_EVENT
 from relay.pure.request import ChatRequest
 from relay.pure.tally import Violation
+from relay.told import Server, Told
+from relay.upstream_headers import UpstreamHeaders
 
 T = TypeVar("T")
 
@@ -183,10 +185,8 @@ class Exchange(_State):
     route: the path that the request came to. chain: the one of `[[chains]]` that it goes on in; "" before that, and without.
     started: by `time.monotonic`, in seconds, as all times that are told of an exchange: uvloop's clock counts milliseconds.
     asked: whether an upstream may have the request.
-    status: the HTTP status that the client was sent; None as long as it has been sent none.
-    usage: the tokens that the reply took, as the upstream told it, so it may hold anything; None if it has not. `tokens`
-        has the two numbers.
     steps: what the plugins that the request has met did with it.
+    upstream: who was asked last.
     moderated_s: how long moderation made the client wait for the first text, in seconds, so far; None: there is none.
     needs_usage: set by a plugin that meters, in `on_request`: the upstream is asked to say at the end of a stream how
         many tokens it took. A client that did not ask for that does not see the frame that says so.
@@ -195,21 +195,10 @@ class Exchange(_State):
     """
 
     __slots__ = (
-        *(
-            "id",
-            "operation",
-            "route",
-            "chain",
-            "headers",
-            "reply_headers",
-            "outcome",
-            "asked",
-            "status",
-            "usage",
-            "steps",
-        ),
+        *("id", "operation", "route", "chain", "headers", "reply_headers", "outcome", "asked", "steps"),
         *("moderated_s", "needs_usage", "hides_usage"),
         *("loop", "started", "loaded", "_load", "_holders", "_flow", "_stopped", "_tasks", "_closed"),
+        *("upstream", "_tell", "_upstream_headers"),
     )
 
     def __init__(
@@ -227,8 +216,8 @@ class Exchange(_State):
         self.reply_headers = ReplyHeaders()
         self.outcome: Outcome | None = None
         self.asked = False
-        self.status: int | None = None
-        self.usage: Frame | None = None
+        self.upstream: Server | None = None
+        self._upstream_headers: UpstreamHeaders | None = None  # made when somebody looks, as few do
         self.steps: list[Step] = []
         self.moderated_s: float | None = None
         self.needs_usage = False
@@ -242,6 +231,7 @@ class Exchange(_State):
         self._stopped: Outcome | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None  # of what was spawned, likewise
         self._closed = False
+        self._tell: Callable[[], Told] | None = None
 
     @property
     def request(self) -> ChatRequest:
@@ -255,14 +245,32 @@ class Exchange(_State):
             self.loaded = self._load()
         return self.loaded
 
-    @property
-    def tokens(self) -> tuple[int | None, int | None]:
-        """What the upstream says that the prompt and the reply took; None for one that it does not tell, or cannot be true."""
-        return told_tokens(self.usage)
-
     def loads(self, load: Callable[[], ChatRequest]) -> None:
         """`load` reads the chat request; it may raise Reject."""
         self._load = load
+
+    @property
+    def upstream_headers(self) -> UpstreamHeaders:
+        """Headers for the upstream, beside those of the relay; to be set in `on_request`. They go with retries too."""
+        if self._upstream_headers is None:
+            self._upstream_headers = UpstreamHeaders()
+        return self._upstream_headers
+
+    @property
+    def upstream_lines(self) -> bytes:
+        """The same as they stand in a head."""
+        return b"" if self._upstream_headers is None else self._upstream_headers.lines
+
+    @property
+    def told(self) -> Told:
+        """What is known when all has ended, so in `on_end` only."""
+        if self._tell is None:
+            raise RuntimeError("a request is told of when it has ended: ask for `told` in `on_end`")
+        return self._tell()
+
+    def tells(self, tell: Callable[[], Told]) -> None:
+        """All has ended, and `tell` knows how. Called as often as somebody asks."""
+        self._tell = tell
 
     # The way back
 
@@ -346,7 +354,7 @@ class Exchange(_State):
 
         Whatever is part of a circle waits for the collector, which comes seldom: a request of 2 MB would wait that long.
         """
-        self._flow = self._load = self.loaded = None
+        self._flow = self._load = self.loaded = self._tell = None
         if self.outcome is not None and self.outcome.error is not None:
             forget_frames(self.outcome.error)
 

@@ -12,6 +12,7 @@ from relay.exchange import CALLER, STOPPED_BY, Outcome
 from relay.log import Logger
 from relay.metrics import OTHER, Metrics, RequestRecord
 from relay.open_reply import Open
+from relay.pure.openai import told_tokens
 
 # What else stands in the line of a request, of one that was none.
 _NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
@@ -51,7 +52,7 @@ class Reports:
         if error is not None and first_byte_s is None:
             record.refusal = error.code
         if delivery is not None and not isinstance(delivery, Replay):
-            record.input_tokens, record.output_tokens = ex.tokens
+            record.input_tokens, record.output_tokens = told_tokens(delivery.usage)
             if record.first_text_s is not None and delivery.first_text_at is not None:
                 moderation_s = _split(reply, record, record.first_text_s, delivery.first_text_at - started)
         self._metrics.request_ended(record)

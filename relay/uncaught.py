@@ -1,7 +1,8 @@
 """What nobody caught, and what libraries log by themselves: a line of our log in place of a text on standard error.
 
 Python's own texts hold the messages of exceptions, and libraries log what they were sent; both may quote a prompt or a key.
-A line says what it was and where, as `relay.log` has it.
+A line says what it was and where, as `relay.log` has it; and the same again not within a minute, since a library may have
+reason to complain at every request.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from relay.log import Logger
+
+# How soon a library is heard again that says the same.
+AGAIN_S: Final = 60.0
 
 
 def told_to(log: Logger) -> None:
@@ -40,7 +45,16 @@ class _Handler(logging.Handler):
     def __init__(self, log: Logger) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._told: dict[tuple[str, object], tuple[float, int]] = {}  # when, and how often since; by what was said
 
     def emit(self, record: logging.LogRecord) -> None:
+        at = f"{record.pathname}:{record.lineno}"
+        said = (at, record.exc_info[0] if record.exc_info else None)
+        now = monotonic()
+        since, times = self._told.get(said, (now - AGAIN_S, 0))
+        if now - since < AGAIN_S:
+            self._told[said] = since, times + 1
+            return
+        self._told[said] = now, 0
         told = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        told("library", logger=record.name, at=f"{record.pathname}:{record.lineno}", exc_info=record.exc_info)
+        told("library", logger=record.name, at=at, unsaid=times, exc_info=record.exc_info)

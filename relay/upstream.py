@@ -3,7 +3,7 @@
 One `Upstreams` a process. The next upstream is tried only while nothing has been sent to the client, the failure is one
 that the operator lists in `retry_on`, and the retries of all requests together stay a small share of them.
 
-What is sent on: our own headers and the body, nothing of the client's. How it is sent is for `relay.connections` to say.
+What is sent on: our own headers, those of plugins, and the body; of the client's head nothing. How it is sent is for `relay.connections` to say.
 """
 
 from __future__ import annotations
@@ -135,10 +135,12 @@ class Upstreams:
         )
         ex.hides_usage = usage
         sent = request.sent_on(model=self._names[name].get(model), usage=usage)
+        endpoint = self._endpoints[name]
+        ex.upstream = endpoint.server
         asked_at = self._loop.time()
         self._balancer.asked(upstream, asked_at)
         try:
-            reply = await self._endpoints[name].ask(sent, stream=stream, request_id=ex.id)
+            reply = await endpoint.ask(sent, stream=stream, request_id=ex.id, more=ex.upstream_lines)
         except asyncio.CancelledError:
             self._metrics.upstream_request(name, "cancelled")
             raise

@@ -289,7 +289,6 @@ def _head(
         headers = CIMultiDict(others)
         headers.update(ex.reply_headers)
     begin = head(request, status, standard, headers, length)
-    ex.status = status
     ex.reply_headers.sent = True
     return begin
 

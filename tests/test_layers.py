@@ -42,6 +42,7 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts", "relay_plugins.cache.entries"}),
     "ahocorasick_rs": frozenset({"relay_plugins.lexicon.automaton"}),
+    "opentelemetry": frozenset(f"relay_plugins.otel.{name}" for name in ("context", "spans", "tracing")),
     "quicktok": frozenset({"relay_plugins.history.tokenizer"}),
     "tencentcloud": frozenset(
         f"relay_plugins.tencent.{name}" for name in ("answer", "faults", "moderator", "service", "signature")
@@ -142,6 +143,8 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "relay.errors",
             "relay.request",
+            "relay.told",
+            "relay.upstream_headers",
             "relay.turnstile",
             "relay.events",
             "relay.failpoint",

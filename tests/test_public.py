@@ -20,6 +20,7 @@ PUBLIC = {
     "relay.moderator": None,
     "relay.keys": ("API_KEY", "ApiKey"),
     "relay.exchange": ("CALLER", "STOPPED_BY", "VIOLATIONS"),
+    "relay.told": ("Call", "Server", "Told"),
 }
 
 

@@ -162,14 +162,14 @@ def says(chunk: Chunk) -> bool:
     return chunk.speaks
 
 
-def finished(frame: Frame) -> list[int]:
-    """The choices that a frame ends, by their index. Raises IndexUnclearError."""
+def finished(frame: Frame) -> dict[int, Any]:
+    """The choices that a frame ends, by their index, and why. Raises IndexUnclearError."""
     choices = frame.get("choices")
-    finishes = []
+    finishes = {}
     if type(choices) is list:
         for position, choice in enumerate(choices):
             if type(choice) is dict and _is_finished(choice):
-                finishes.append(index_of(choice, position))
+                finishes[index_of(choice, position)] = choice["finish_reason"]
     return finishes
 
 

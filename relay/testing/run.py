@@ -14,17 +14,24 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, ClassVar, Final, NamedTuple
 
 from relay.chain import Chain
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import InternalError, PluginError, RelayError
 from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
+from relay.open_reply import called
 from relay.plugin import OPERATIONS, Plugin, Reply
 from relay.section import Link
 from relay.testing import frames
 from relay.testing.reply import CHAT, HandBody, Kept, Lent, exchange
+from relay.told import Server, Told
 
+UPSTREAM: Final = Server("upstream", "upstream.example", 443)
+"""Who is asked."""
+
+ROUTE: Final = "/v1/chat/completions"
 CALLED: Final = "tester"
 """The name of the key that asks, for plugins that need to know."""
 
@@ -65,7 +72,7 @@ class Ran(NamedTuple):
     """What became of a request.
 
     events: what the plugin has published, by kind. exchange: as it was at the end, with its `outcome`. sent: the body as it
-    went to the upstream; None: nobody was asked. raised: what the relay would log and count, each with its cause in
+    went to the upstream; None: nobody was asked; with it went `exchange.upstream_headers`. raised: what the relay would log and count, each with its cause in
     `__cause__`: the plugin raised what is no refusal.
     """
 
@@ -117,10 +124,13 @@ async def run(
 
     chain = Chain(plugins, on_error)
     ex = exchange({**request, **changed}, headers=headers)
+    ex.route = ROUTE
     kept, entered = Kept(), list[Link]()
     sent: Any | None = None
     error: RelayError | None = None
     answered: Reply | None = None
+    delivery: StreamDelivery | WholeDelivery | None = None
+    asked_at = 0.0
     async with AsyncExitStack() as stack:
         for link in chain.links:
             await stack.enter_async_context(link.plugin.lifespan(lent.services))
@@ -134,7 +144,10 @@ async def run(
                 if ex.stopped is not None:
                     raise ex.stopped.error or InternalError()
                 sent = json.loads(ex.request.encode())
-                _answer(ex, sink, answer, cuts)
+                ex.asked, ex.upstream, asked_at = True, UPSTREAM, monotonic()
+                delivery = (StreamDelivery if ex.request.stream else WholeDelivery)(ex, sink, body := HandBody())
+                delivery.start()
+                _say(body, answer, cuts, stream=ex.request.stream)
             if ex.stopped is not None:
                 await asyncio.sleep(0)
             ex.outcome = await kept.ended()
@@ -142,19 +155,18 @@ async def run(
             error = refusal
             ex.outcome = Outcome.of(refusal)
         await ex.close()
-        replied = _replied(ex, kept, answered, error)
-        ex.status = replied.status
+        reply = _replied(ex, kept, answered, error)
+        call = called(ex, asked_at, delivery is not None, delivery) if ex.asked else None
+        told = Told("POST", reply.status, monotonic(), call)
+        ex.tells(lambda: told)
         await chain.leave(ex, entered)
-    return Ran(replied, lent.told.events, ex, sent, raised)
+    return Ran(reply, lent.told.events, ex, sent, raised)
 
 
-def _answer(ex: Exchange, sink: Any, answer: Iterable[str] | bytes, cuts: Iterable[int] | None) -> None:
+def _say(body: HandBody, answer: Iterable[str] | bytes, cuts: Iterable[int] | None, *, stream: bool) -> None:
     """Have the upstream say it."""
-    body = HandBody()
-    streamed = ex.request.stream
-    (StreamDelivery if streamed else WholeDelivery)(ex, sink, body).start()
     if not isinstance(answer, bytes):
-        answer = b"".join(frames.stream(answer)) if streamed else frames.body("".join(answer))
+        answer = b"".join(frames.stream(answer)) if stream else frames.body("".join(answer))
     body.say(*frames.cut(answer, cuts))
     body.eof()
 

@@ -23,7 +23,7 @@ from subjects import (
     every_plugin,
     lent,
 )
-from witnesses import CASES, REPLY, Case, Talk, Witness, completes, completes_cut, completes_whole, every_case
+from witnesses import CASES, REPLY, Case, Talk, Witness, completes, completes_cut, completes_whole, every_case, told
 
 from relay.chain import Chain
 from relay.delivery import Replay
@@ -145,6 +145,7 @@ async def test_early_answer_from_within(make: Callable[[], Plugin]) -> None:
         assert (await kept.ended()).kind == "completed"
         ex.outcome = kept.outcome
         await ex.close()
+        ex.tells(told)
         await chain.leave(ex, entered)
     assert kept.text == "cached"
     assert ("end", "witness") in seen

@@ -5,6 +5,7 @@ promises, whatever the plugin between them does.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from relay.pure.openai import Chunk
 from relay.section import Link
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, exchange
+from relay.told import Told
 
 # Witnesses, and a conversation between them
 
@@ -74,6 +76,11 @@ class Watching(Wrapping):
         super().end(outcome)
 
 
+def told() -> Told:
+    """What plugins are told in `on_end`, of a request for which no upstream was asked."""
+    return Told("POST", "/v1/chat/completions", 200, time.monotonic(), None)
+
+
 class Talk:
     """One conversation through a chain of outer witness, plugin and inner witness, without app and sockets.
 
@@ -109,6 +116,7 @@ class Talk:
             if self.ex.outcome is None:
                 self.ex.outcome = self.kept.outcome or Outcome("client_gone")
             await self.ex.close()
+            self.ex.tells(told)
             await self.chain.leave(self.ex, self.entered)
         return self
 

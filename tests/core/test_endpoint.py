@@ -490,3 +490,13 @@ class TestTls:
             await connector.close()
             server.close()
             await server.wait_closed()
+
+
+async def test_more_headers(asking: Callable[..., Awaitable[Asking]]) -> None:
+    """They stand beside our own, and the request is as long as it says."""
+    ask = await asking(OK)
+    reply = await ask.endpoint.ask(BODY, stream=False, request_id=ID, more=b"\r\nx-a: b\r\nx-c: d")
+    await reply.content.read()
+    [request] = ask.upstream.requests
+    assert ("b", "d", ID) == tuple(request.header(name) for name in ("x-a", "x-c", "x-request-id"))
+    assert BODY == request.body

@@ -11,6 +11,7 @@ from relay.pure.openai import Chunk
 from relay.pure.request import ChatRequest, InvalidRequest
 from relay.testing import frames
 from relay.testing.reply import HandBody, Kept, exchange
+from relay.told import Told
 
 COUNT = Key("count", int)
 GONE = Outcome("client_gone")
@@ -361,3 +362,25 @@ async def test_no_request() -> None:
     ex = Exchange("id", "models", headers=exchange().headers)
     with pytest.raises(RuntimeError, match="a models request has no chat request"):
         _ = ex.request
+
+
+async def test_what_is_told_is_told_in_the_end() -> None:
+    """Whoever asks before does not get half of it."""
+    ex = exchange()
+    with pytest.raises(RuntimeError, match="ask for `told` in `on_end`"):
+        _ = ex.told
+    told = Told("POST", 200, ex.started, None)
+    ex.tells(lambda: told)
+    assert ex.told is told
+    ex.forget()
+    with pytest.raises(RuntimeError):
+        _ = ex.told
+
+
+async def test_headers_for_the_upstream() -> None:
+    """Nobody who does not set one pays for them."""
+    ex = exchange()
+    assert b"" == ex.upstream_lines
+    assert {} == dict(ex.upstream_headers)
+    ex.upstream_headers["x-a"] = "b"
+    assert b"\r\nx-a: b" == ex.upstream_lines

@@ -9,7 +9,7 @@ from relay.exchange import Outcome
 from relay.options import ConfigError
 from relay.testing import frames
 from relay.testing.reply import Lent
-from relay.testing.run import CALLED, run
+from relay.testing.run import CALLED, UPSTREAM, run
 
 
 class Notes(Plugin):
@@ -122,3 +122,31 @@ async def test_what_is_published():
     lent = Lent()
     ran = await run(Tells(), lent=lent)
     assert [("cut", {"request_id": "request-1"})] == list(ran.events)
+
+
+class WritesDown(Plugin):
+    """Keeps what it is told at the end."""
+
+    async def on_request(self, ex):
+        ex.upstream_headers["x-tenant"] = "a"
+
+    async def on_end(self, ex):
+        self.told = ex.told
+
+
+async def test_what_is_told_of_a_call():
+    """The same as in a relay, streamed and not."""
+    for stream in (True, False):
+        plugin = WritesDown()
+        ran = await run(plugin, answer=["Hel", "lo"], stream=stream)
+        told = plugin.told
+        assert ("POST", 200) == (told.method, told.status)
+        assert (UPSTREAM, True, {0: "stop"}) == (told.call.server, told.call.answered, told.call.finish_reasons)
+        assert ran.exchange.started <= told.call.asked_at <= told.call.first_at <= told.call.ended_at <= told.ended_at
+        assert {"x-tenant": "a"} == dict(ran.exchange.upstream_headers)
+
+
+async def test_what_is_told_of_a_refusal():
+    plugin = WritesDown()
+    await run(Refuses(), before=[plugin])
+    assert (400, None) == (plugin.told.status, plugin.told.call)

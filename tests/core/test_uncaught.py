@@ -1,10 +1,15 @@
 """What nobody caught becomes a line of the log that says where it was, and none of its words."""
 
+import io
 import json
+import logging
 import subprocess
 import sys
 
 import pytest
+
+from relay import uncaught
+from relay.log import configure
 
 CANARY = "sk-canary-0123456789"
 BEFORE = """
@@ -41,3 +46,28 @@ def test_what_nobody_caught(source, status, said):
     assert CANARY not in done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [said] * bool(said) == [{name: line[name] for name in said} for line in lines]
+
+
+def test_a_library_is_heard_once_a_minute(monkeypatch):
+    """What is said in one place is told once, and how often it was not when it is told again."""
+    clock = [0.0]
+    monkeypatch.setattr(uncaught, "monotonic", lambda: clock[0])
+    out = io.BytesIO()
+    handler = uncaught._Handler(configure(out))
+    library = logging.Logger("some.library")
+    library.addHandler(handler)
+    for clock[0] in (0.0, 1.0, 59.0, 60.0):
+        library.warning("cannot do with %s", CANARY)
+        library.warning("nor with %s", CANARY)
+    assert [0, 0, 2, 2] == [json.loads(line)["unsaid"] for line in out.getvalue().splitlines()]
+
+
+def test_another_exception_in_the_same_place_is_news():
+    out = io.BytesIO()
+    library = logging.Logger("some.library")
+    library.addHandler(uncaught._Handler(configure(out)))
+    for error in (ValueError(), OSError(), OSError()):
+        library.error("cannot", exc_info=error)
+    assert ["builtins.ValueError", "builtins.OSError"] == [
+        json.loads(line)["exception"] for line in out.getvalue().splitlines()
+    ]

@@ -20,6 +20,7 @@ from relay.secret import Secret
 from relay.testing import frames
 from relay.testing.reply import Kept, Lent, exchange
 from relay.testing.run import run
+from relay.told import Told
 from relay_plugins.audit import Audit
 from relay_plugins.audit.record import canonical
 from relay_plugins.audit.said import MAX_TEXTS, Said
@@ -72,6 +73,7 @@ async def test_an_exchange(tmp_path: Path) -> None:
         "request_id": "request-1",
         "operation": "chat",
         "caller": "tester",
+        "chain": None,
         "model": "gpt-4",
         "stream": True,
         "outcome": "completed",
@@ -154,7 +156,8 @@ async def test_other_operations(tmp_path: Path, operation: str) -> None:
     async with audit.lifespan(Lent().services):
         ex = exchange(operation=operation)
         assert await audit.on_request(ex) is None
-        ex.outcome, ex.status = Outcome("completed"), 200
+        ex.outcome = Outcome("completed")
+        ex.tells(lambda: Told("GET", 200, ex.started, None))
         await audit.on_end(ex)
     [record] = await asyncio.to_thread(records, tmp_path)
     assert (operation, None, 200) == (record["operation"], record["model"], record["status"])

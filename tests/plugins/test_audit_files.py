@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from relay.errors import Unavailable
 from relay.exchange import Outcome
 from relay.testing.reply import Lent, exchange
+from relay.told import Told
 from relay_plugins.audit import Audit, file, writer
 from relay_plugins.audit.__main__ import main
 from relay_plugins.audit.file import AuditFile
@@ -282,6 +283,7 @@ class Chain:
         if not served:
             return False
         ex.outcome = Outcome("completed")
+        ex.tells(lambda: Told("POST", 200, ex.started, None))
         await self.audit.on_end(ex)
         return True
 

@@ -50,17 +50,18 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
     outcome, request = ex.outcome, ex.loaded
     error = outcome.error if outcome is not None else None
     moderator, label = ex.get(STOPPED_BY, ("", ""))
-    prompt_tokens, completion_tokens = ex.tokens
+    told = ex.told
     made: Record = {
         "kind": "exchange",
         "time": stamp(time.time() - took_s),
         "request_id": ex.id,
         "operation": ex.operation,
         "caller": ex.get(CALLER, "") or None,
+        "chain": ex.chain or None,
         "model": clean(request.model) if request is not None else None,
         "stream": request.stream if request is not None else None,
         "outcome": outcome.kind if outcome is not None else None,
-        "status": ex.status,
+        "status": told.status or None,
         "code": error.code[:MAX_NAME_CHARS] if error is not None else None,
         "stopped_by": moderator or None,
         "label": clean(label) or None,
@@ -77,8 +78,8 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
             }
             for found in ex.get(VIOLATIONS, [])
         ],
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
+        "prompt_tokens": told.call.input_tokens if told.call is not None else None,
+        "completion_tokens": told.call.output_tokens if told.call is not None else None,
         "duration_ms": round(1000 * took_s, 1),
         "moderation_ms": round(1000 * ex.moderated_s, 1) if ex.moderated_s is not None else None,
     }
