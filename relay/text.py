@@ -38,6 +38,8 @@ Begin = Callable[[str], Rewrite | None]
 
 # What holds more than this is taken for one that never lets go.
 MAX_HELD_CHARS: Final = 65_536
+# A frame of which some text is held waits whole, so that it may leave as it came, unless more of it than this could go.
+MAX_WAITING_CHARS: Final = 32
 
 # A frame of which nobody wants these any more says only what is put into it.
 _ENDINGS: Final = ("usage", "obfuscation")
@@ -47,14 +49,20 @@ _LONG: Final = re.compile(rb"[0-9]{17}")
 
 
 class _Text:
-    """What one choice says on one surface, until it says something else. chunk: the one that said what is held of it."""
+    """What one choice says on one surface, until it says something else.
 
-    __slots__ = ("chunk", "held", "rewrite")
+    held: what the function holds of it. chunk: the one that said some of that. frames: those that wait whole, with what each
+    says, in which all that is held was said; free: what might leave of the first of them.
+    """
+
+    __slots__ = ("chunk", "frames", "free", "held", "rewrite")
 
     def __init__(self, rewrite: Rewrite) -> None:
         self.rewrite = rewrite
         self.held = ""
         self.chunk: Chunk | None = None
+        self.frames: list[tuple[Chunk, str]] = []
+        self.free = ""
 
     def add(self, chunk: Chunk, text: str, last: bool) -> str:
         """What leaves once `text` has come, in this chunk."""
@@ -76,7 +84,8 @@ class TextSink:
     """Wraps `sink`: the content of each choice goes through `rewrite`, of streams and of whole replies.
 
     `content`, as a string or as the texts of an array, and nothing else: a refusal, reasoning and the arguments of tools
-    pass as they are (`TextSink.each` is for those). `rewrite` does not wait, and what it raises is the plugin's.
+    pass as they are (`TextSink.each` is for those). A frame of which some text is held waits whole, unless it is long, so that
+    it leaves as it came if nothing of it is changed. `rewrite` does not wait, and what it raises is the plugin's.
     """
 
     __slots__ = ("_begin", "_sink", "_texts")
@@ -104,6 +113,9 @@ class TextSink:
         if said is not None:  # and nothing else, which is not even parsed if it may leave as it is
             index, text = said
             texts = self._texts.get(index)
+            if not text:
+                self._sink.feed(chunk)
+                return
             if texts is None or (len(texts) == 1 and "content" in texts):
                 self._say(chunk, index, text)
                 return
@@ -129,18 +141,62 @@ class TextSink:
     def _say(self, chunk: Chunk, index: int, text: str) -> None:
         """Pass on a chunk that says more of a content and nothing else."""
         says = self._text(index, "content")
-        leaves = text if says is None else says.add(chunk, text, False)
-        if leaves == text:
+        if says is None:
             self._sink.feed(chunk)
             return
-        frame = _own(chunk)
-        choice = frame["choices"][0]
-        for slot in slots(choice, "delta"):
-            if slot.text:
-                slot.container[slot.key] = leaves
-        choice.pop("logprobs", None)
-        if leaves or _says(choice):
-            self._sink.feed(_written(chunk, frame))
+        before = says.held
+        leaves = says.add(chunk, text, False)
+        held = says.held
+        if not before and not held and leaves == text:
+            self._sink.feed(chunk)
+        elif (says.frames or not before) and leaves + held == before + text:
+            says.frames.append((chunk, text))
+            says.free += leaves
+            self._release(says)
+        else:
+            self._replace(says, chunk, index, text, leaves)
+
+    def _release(self, says: _Text) -> None:
+        """Pass on the frames of which all may leave, as they came, and what may of a long one."""
+        frames = says.frames
+        while frames and len(frames[0][1]) <= len(says.free):
+            chunk, text = frames.pop(0)
+            says.free = says.free[len(text) :]
+            self._sink.feed(chunk)
+        if len(frames) == 1 and len(says.free) > MAX_WAITING_CHARS:
+            self._detach(says, says.free)
+
+    def _replace(self, says: _Text, chunk: Chunk, index: int, text: str, leaves: str) -> None:
+        """The same where what leaves is another text than came, or no frame waits with what was held."""
+        own = text[: len(text) - len(says.held)] if says.held and len(says.held) <= len(text) else None
+        if own is not None and len(own) <= MAX_WAITING_CHARS and leaves.endswith(own):
+            # What the frame says itself is unchanged: with that it waits.
+            head = leaves[: len(leaves) - len(own)]
+            if says.frames:
+                self._detach(says, says.free + head)
+            elif head:
+                self._tell(chunk, index, "content", head)
+            says.frames, says.free = [(chunk, text)], own
+        else:
+            says.frames.append((chunk, text))
+            self._detach(says, says.free + leaves)
+
+    def _detach(self, says: _Text, text: str) -> None:
+        """Pass on the frames that wait, with `text` in the place of theirs: the first one says it."""
+        frames, says.frames, says.free = says.frames, [], ""
+        for chunk, said in frames:
+            if said == text:
+                self._sink.feed(chunk)
+            else:
+                frame = _own(chunk)
+                choice = frame["choices"][0]
+                for slot in slots(choice, "delta"):
+                    if slot.text:
+                        slot.container[slot.key] = text
+                choice.pop("logprobs", None)
+                if text or _says(choice):
+                    self._sink.feed(_written(chunk, frame))
+            text = ""
 
     def _change(self, chunk: Chunk, frame: Frame) -> None:
         """Pass on a chunk of which some text may have to be another."""
@@ -179,8 +235,12 @@ class TextSink:
             leaves.append(slot.text if text is None else text.add(chunk, slot.text, last))
         said = [*slots(choice, "delta")]
         ends = is_finished(choice)
-        now = {slot.surface for slot in said if slot.text}
-        if ends or now or _has_more(choice.get("delta")):
+        # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it.
+        delta = choice.get("delta")
+        now = {
+            slot.surface for slot in said if slot.text or (slot.container is not delta and slot.container is not choice)
+        }
+        if ends or now or _has_more(delta):
             self._finish(index, now)
         for place, slot in enumerate(said):
             if not slot.text:
@@ -188,6 +248,8 @@ class TextSink:
                 continue
             last = ends and not any(slot.surface == other.surface and other.text for other in said[place + 1 :])
             begun = self._text(index, slot.surface)
+            if begun is not None and begun.frames:
+                self._detach(begun, begun.free)
             leaves.append(slot.text if begun is None else begun.add(chunk, slot.text, last))
         if ends:
             self._texts.pop(index, None)
@@ -198,12 +260,23 @@ class TextSink:
         texts = self._texts.get(index, _NONE)
         for surface in [surface for surface in texts if surface not in but]:
             text = texts.pop(surface)
-            held = text.chunk if text.held else None
-            leaves = text.rest() if held is not None else ""
-            if leaves and held is not None:
-                said = {key: value for key, value in _own(held).items() if key not in _ENDINGS}
-                told = {"index": index, **_told(surface, leaves), "finish_reason": None}
-                self._sink.feed(_event({**said, "choices": [told]}, held.name))
+            chunk = text.chunk
+            if chunk is None:
+                continue
+            leaves = text.free + text.rest()
+            if leaves == "".join(said for _, said in text.frames):
+                for waiting, _ in text.frames:
+                    self._sink.feed(waiting)
+            elif text.frames:
+                self._detach(text, leaves)
+            elif leaves:
+                self._tell(chunk, index, surface, leaves)
+
+    def _tell(self, chunk: Chunk, index: int, surface: str, text: str) -> None:
+        """Pass on a text in a chunk of its own, that is otherwise like this one."""
+        said = {key: value for key, value in _own(chunk).items() if key not in _ENDINGS}
+        told = {"index": index, **_told(surface, text), "finish_reason": None}
+        self._sink.feed(_event({**said, "choices": [told]}, chunk.name))
 
 
 _NONE: Final[dict[str, _Text]] = {}

@@ -28,7 +28,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
     "history": {"max_tokens": 1},
     "moderation": {"moderators": [{"use": "lexicon", "words": ["forbidden"]}]},
     "parameters": {},
-    "pii": {"kinds": ["phone", "id_number", "bank_card"]},
+    "pii": {},
     "quota": {"grant": 1000},
     "rate_limit": {"requests_per_minute": 60},
 }

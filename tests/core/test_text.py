@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from relay import Plugin
 from relay.testing import frames
 from relay.testing.run import run
-from relay.text import MAX_HELD_CHARS, TextSink, begun
+from relay.text import MAX_HELD_CHARS, MAX_WAITING_CHARS, TextSink, begun
 
 
 class Swap(Plugin):
@@ -53,6 +53,35 @@ async def test_what_is_not_changed_leaves_as_it_came():
     assert b"".join(frames.stream(pieces)).removesuffix(frames.done()) == reply.data
 
 
+@given(st.lists(st.text("ca ", max_size=5)))
+def test_what_is_held_and_not_changed_leaves_as_it_came(pieces):
+    """A frame of which some text is held waits whole."""
+    pieces = [piece for piece in pieces if piece]
+    if "cat" not in "".join(pieces):
+        reply = asyncio.run(run(Swap(), answer=pieces)).reply
+        assert b"".join(frames.stream(pieces)).removesuffix(frames.done()) == reply.data
+
+
+async def test_a_long_frame_is_parted():
+    """So that most of it is not late, and what is held no later than it has to be; those behind it are whole again."""
+    long = "a" * (MAX_WAITING_CHARS + 1)
+    reply = (await run(Swap(), answer=[long + " c", "b, a c", "b"])).reply
+    contents = [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
+    assert [long + " ", "c", "b, a c", "b", None] == contents
+
+
+async def test_a_text_that_ends_in_the_frame_of_its_finish():
+    events = [frames.text("a ca"), frames.delta({"content": "t."}, finish_reason="stop"), frames.done()]
+    reply = (await run(Swap(), answer=b"".join(events))).reply
+    assert ("a dog.", "stop") == (reply.text, reply.events[-1]["choices"][0]["finish_reason"])
+
+
+async def test_a_role_is_not_lost_with_its_text():
+    events = [frames.delta({"role": "assistant", "content": "c"}), frames.text("a"), frames.text("t"), frames.finish()]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.done()]))).reply
+    assert [{"role": "assistant", "content": "dog"}, {}] == [event["choices"][0]["delta"] for event in reply.events]
+
+
 async def test_each_choice_has_its_own_text():
     events = [
         frames.role(), frames.text("a c"), frames.text("a ca", index=1), frames.text("at"), frames.text("b", index=1),
@@ -68,9 +97,9 @@ async def test_each_choice_has_its_own_text():
 
 
 async def test_what_is_held_leaves_before_the_end():
-    """Of a choice before its finish, in a chunk of its own; of a reply that breaks off before the error."""
+    """Of a choice before its finish, in the frame that said it; of a reply that breaks off before the error."""
     reply = (await run(Swap(), answer=["a ca"])).reply
-    assert ["a ", "ca", None] == [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
+    assert ["a ca", None] == [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
     reply = (await run(Swap(), answer=b"".join([frames.role(), frames.text("a ca")]))).reply
     assert "a ca" == "".join(e["choices"][0]["delta"].get("content") or "" for e in reply.events if "choices" in e)
     assert "error" in reply.events[-1]
@@ -96,8 +125,8 @@ async def test_what_is_held_leaves_before_what_the_choice_says_next(other):
     nothing = frames.delta({"content": "", "reasoning_content": None, "tool_calls": []})
     events = [frames.text("a ca"), nothing, other, frames.text("t"), frames.finish(), frames.done()]
     reply = (await run(Swap(), answer=b"".join(events))).reply
-    assert ["a ", "", "ca", None, "t", None] == [e["choices"][0]["delta"].get("content") for e in reply.events]
-    assert json.loads(other[6:]) == reply.events[3]
+    assert ["", "a ca", None, "t", None] == [e["choices"][0]["delta"].get("content") for e in reply.events]
+    assert json.loads(other[6:]) == reply.events[2]
 
 
 async def test_an_empty_finish_reason_ends_nothing():
@@ -112,8 +141,7 @@ async def test_content_in_parts(part):
     """As some models send it: what is held is neither lost nor late."""
     events = [frames.delta({"content": part(each)}) for each in ("a c", "at, a ca")]
     reply = (await run(Swap(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
-    contents = [e["choices"][0]["delta"].get("content") for e in reply.events]
-    assert [part("a "), part("dog, a "), "ca", None] == contents
+    assert "a dog, a ca" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
     body = json.loads(frames.body(""))
     body["choices"][0]["message"]["content"] = [*part("a c"), *part("at")]
     reply = (await run(Swap(), stream=False, answer=json.dumps(body).encode())).reply
@@ -194,6 +222,12 @@ async def test_each_surface(surface):
     assert f"<{surface}>a dog, a ca" == strings(reply.json["choices"][0]["message"])
 
 
+async def test_an_empty_piece_ends_nothing():
+    pieces = [frames.tool(each) for each in ("a c", "", "at")]
+    reply = (await run(Each(), answer=b"".join([*pieces, frames.finish(), frames.done()]))).reply
+    assert "<tool_calls.0.arguments>a dog" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
+
+
 async def test_a_surface_that_nobody_wants():
     events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
     ran = await run(Each(), answer=b"".join(events))
@@ -226,7 +260,7 @@ async def test_one_that_never_lets_go():
 
     text = "a" * MAX_HELD_CHARS
     reply = (await run(Holds(), answer=[text, "b", "c"])).reply
-    assert [text + "b", "c"] == [
+    assert [text, "b", "c"] == [
         event["choices"][0]["delta"]["content"] for event in reply.events if event["choices"][0]["delta"].get("content")
     ]
 

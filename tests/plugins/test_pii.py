@@ -74,9 +74,11 @@ async def test_nothing_stays_in_logprobs():
     assert b"1381234" not in reply.data
 
 
-async def test_text_without_any_leaves_as_it_came():
-    """Chinese at once, byte by byte; nothing is held."""
-    answer = frames.stream(["今天", "天气，", "100元。"])
+@pytest.mark.parametrize(
+    "pieces", [["今天", "天气，", "100元。"], ["In", " 20", "24", ", a", "@", "b", " is no", " address", "."]]
+)
+async def test_text_without_any_leaves_as_it_came(pieces):
+    answer = frames.stream(pieces)
     assert b"".join(answer[:-1]) == (await run(Pii(), answer=b"".join(answer))).reply.data
 
 

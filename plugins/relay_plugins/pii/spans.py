@@ -61,7 +61,7 @@ def find(text: str, kinds: frozenset[Kind], start: int = 0, *, last: bool = True
     if kinds & _SHAPES.keys():
         held = min(held, _Numbers(text, kinds, last).find(start, spans))
     spans = _apart(spans)
-    held = min((span.start for span in spans if span.end > held), default=held)
+    held = min([held, *(span.start for span in spans if span.end > held)])
     return Found([span for span in spans if span.end <= held], held)
 
 
