@@ -11,8 +11,9 @@ a field of a new server is moderated before anybody has heard of it, and `Messag
 
 from __future__ import annotations
 
+import json as stdlib_json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
@@ -230,11 +231,7 @@ class ChatRequest(JsonObject):
 
     def keep_messages(self, positions: Sequence[int]) -> None:
         """Drop all messages but these; each of them goes on byte for byte."""
-        messages, fields = self.messages, self._edited()
-        try:
-            raw = _RAW_ITEMS.decode(fields["messages"])
-        except msgspec.DecodeError:  # lone surrogates, which no client can have sent: a plugin has set these messages
-            raw = [msgspec.Raw(dump(message)) for message in messages]
+        messages, raw, fields = self.messages, self._raw_messages(), self._edited()
         self._parsed = {**self._parsed, "messages": [messages[position] for position in positions]}
         self._look()
         fields["messages"] = msgspec.Raw(msgspec.json.encode([raw[position] for position in positions]))
@@ -264,6 +261,50 @@ class ChatRequest(JsonObject):
             text = "\n".join(_strings(value, name))
             if text:
                 yield name, text
+
+    def change_texts(self, change: Callable[[str, str], str], also: Collection[str] = ()) -> bool:
+        """Put `change(text, key)` in the place of each string that a model may read; whether any is another one now.
+
+        key: the name under which it stands, or under which its list does (`content`, `text`, `arguments`, …). Those of all
+        messages, and of the fields that are no mere parameters; of these only the fields in `also`. Names of keys, roles, ids
+        and long values without any white space, such as images, stay. A message or field in which nothing is another goes on
+        byte for byte, and an integer with all its digits.
+        """
+        told = {
+            place: after
+            for place, message in enumerate(self.messages)
+            if (after := _changed(message, "", change)) is not None
+        }
+        names = (name for name in self._parsed if name in also or name not in _PARAMETERS)
+        others = {name: after for name in names if (after := _changed(self._parsed[name], name, change)) is not None}
+        if not told and not others:
+            return False
+        fields, parsed = self._edited(), {**self._parsed}
+        for name, texts in others.items():
+            parsed[name] = _retold(_load(fields[name]), name, iter(texts))
+            fields[name] = msgspec.Raw(dump(parsed[name]))
+        if told:
+            raw = self._raw_messages()
+            parsed["messages"] = messages = [*self.messages]
+            for place, texts in told.items():
+                messages[place] = _retold(_load(raw[place]), "", iter(texts))
+                raw[place] = msgspec.Raw(dump(messages[place]))
+            fields["messages"] = msgspec.Raw(msgspec.json.encode(raw))
+        self._parsed = parsed
+        self._look()
+        return True
+
+    def _raw_messages(self) -> list[msgspec.Raw]:
+        """The JSON of each message."""
+        try:
+            return _RAW_ITEMS.decode(self._raw()["messages"])
+        except msgspec.DecodeError:  # lone surrogates, which no client can have sent: a plugin has set these messages
+            return [msgspec.Raw(dump(message)) for message in self.messages]
+
+
+def _load(raw: msgspec.Raw) -> Any:
+    """One value, its integers with all their digits."""
+    return stdlib_json.loads(bytes(raw).decode("utf-8", "surrogatepass"))
 
 
 _place: Final = lru_cache(1024)("messages[{}]".format)
@@ -326,6 +367,42 @@ def _strings(value: Any, key: str) -> Iterator[str]:
             if key in _NAMED or not _IDENTIFIER.fullmatch(name):
                 yield name
             yield from _strings(below, name)
+
+
+def _changed(value: Any, key: str, change: Callable[[str, str], str]) -> list[str] | None:
+    """The texts below a value that stands at `key`, changed, in their order; None: they are what they were."""
+    texts = [*_changeable(value, key)]
+    after = [change(text, name) for text, name in texts]
+    return after if any(text != old for text, (old, _) in zip(after, texts, strict=True)) else None
+
+
+def _is_changeable(value: str, key: str) -> bool:
+    listed = key in _LISTED and _IDENTIFIER.fullmatch(value) is not None
+    return value != "" and (key in _PROSE or not (listed or is_opaque(value)))
+
+
+def _changeable(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The texts below a value, each with the name that it stands under."""
+    if type(value) is str:
+        if _is_changeable(value, key):
+            yield value, key
+    elif type(value) is list:
+        for part in value:
+            yield from _changeable(part, key)
+    elif type(value) is dict:
+        for name, below in value.items():
+            yield from _changeable(below, name)
+
+
+def _retold(value: Any, key: str, texts: Iterator[str]) -> Any:
+    """The value with these texts in the place of those that `_changeable` finds in it."""
+    if type(value) is str:
+        return next(texts) if _is_changeable(value, key) else value
+    if type(value) is list:
+        return [_retold(part, key, texts) for part in value]
+    if type(value) is dict:
+        return {name: _retold(below, name, texts) for name, below in value.items()}
+    return value
 
 
 def _text(part: Any) -> str:

@@ -168,12 +168,13 @@ def finished(frame: Frame) -> dict[int, Any]:
     finishes = {}
     if type(choices) is list:
         for position, choice in enumerate(choices):
-            if type(choice) is dict and _is_finished(choice):
+            if type(choice) is dict and is_finished(choice):
                 finishes[index_of(choice, position)] = choice["finish_reason"]
     return finishes
 
 
-def _is_finished(choice: Frame) -> bool:
+def is_finished(choice: Frame) -> bool:
+    """Whether a frame ends this choice."""
     return choice.get("finish_reason") not in _UNFINISHED
 
 
@@ -207,7 +208,7 @@ class _Reader(Reading):
                     texts.append(("text", _PLAIN, value))
             else:
                 self.walk(choice, key, value, _step(key), texts)
-        self.choices.append(ChoiceReading(index_of(choice, position), texts, _is_finished(choice)))
+        self.choices.append(ChoiceReading(index_of(choice, position), texts, is_finished(choice)))
 
     def message(self, message: Frame, prefix: str, texts: list[Text]) -> None:
         for key, value in message.items():

@@ -32,6 +32,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
     "moderation": {"moderators": [{"use": "lexicon", "words": ["forbidden"]}]},
     "otel": {"endpoint": "http://.invalid/v1/traces", "sample_ratio": 1.0},  # to be sent to nobody fails at once
     "parameters": {},
+    "pii": {},
     "quota": {"grant": 1000},
     "rate_limit": {"requests_per_minute": 60},
 }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from relay import Plugin
 from relay.testing import frames
 from relay.testing.run import run
-from relay.text import MAX_HELD_CHARS, TextSink, begun
+from relay.text import MAX_HELD_CHARS, MAX_WAITING_CHARS, TextSink, begun
 
 
 class Swap(Plugin):
@@ -53,6 +53,35 @@ async def test_what_is_not_changed_leaves_as_it_came():
     assert b"".join(frames.stream(pieces)).removesuffix(frames.done()) == reply.data
 
 
+@given(st.lists(st.text("ca ", max_size=5)))
+def test_what_is_held_and_not_changed_leaves_as_it_came(pieces):
+    """A frame of which some text is held waits whole."""
+    pieces = [piece for piece in pieces if piece]
+    if "cat" not in "".join(pieces):
+        reply = asyncio.run(run(Swap(), answer=pieces)).reply
+        assert b"".join(frames.stream(pieces)).removesuffix(frames.done()) == reply.data
+
+
+async def test_a_long_frame_is_parted():
+    """So that most of it is not late, and what is held no later than it has to be; those behind it are whole again."""
+    long = "a" * (MAX_WAITING_CHARS + 1)
+    reply = (await run(Swap(), answer=[long + " c", "b, a c", "b"])).reply
+    contents = [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
+    assert [long + " ", "c", "b, a c", "b", None] == contents
+
+
+async def test_a_text_that_ends_in_the_frame_of_its_finish():
+    events = [frames.text("a ca"), frames.delta({"content": "t."}, finish_reason="stop"), frames.done()]
+    reply = (await run(Swap(), answer=b"".join(events))).reply
+    assert ("a dog.", "stop") == (reply.text, reply.events[-1]["choices"][0]["finish_reason"])
+
+
+async def test_a_role_is_not_lost_with_its_text():
+    events = [frames.delta({"role": "assistant", "content": "c"}), frames.text("a"), frames.text("t"), frames.finish()]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.done()]))).reply
+    assert [{"role": "assistant", "content": "dog"}, {}] == [event["choices"][0]["delta"] for event in reply.events]
+
+
 async def test_each_choice_has_its_own_text():
     events = [
         frames.role(), frames.text("a c"), frames.text("a ca", index=1), frames.text("at"), frames.text("b", index=1),
@@ -68,9 +97,9 @@ async def test_each_choice_has_its_own_text():
 
 
 async def test_what_is_held_leaves_before_the_end():
-    """Of a choice before its finish, in a chunk of its own; of a reply that breaks off before the error."""
+    """Of a choice before its finish, in the frame that said it; of a reply that breaks off before the error."""
     reply = (await run(Swap(), answer=["a ca"])).reply
-    assert ["a ", "ca", None] == [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
+    assert ["a ca", None] == [event["choices"][0]["delta"].get("content") for event in reply.events[1:]]
     reply = (await run(Swap(), answer=b"".join([frames.role(), frames.text("a ca")]))).reply
     assert "a ca" == "".join(e["choices"][0]["delta"].get("content") or "" for e in reply.events if "choices" in e)
     assert "error" in reply.events[-1]
@@ -79,15 +108,147 @@ async def test_what_is_held_leaves_before_the_end():
 async def test_other_fields_pass():
     """Calls of tools, reasoning, a role beside the text, and what is no chunk at all."""
     events = [
-        frames.delta({"role": "assistant", "content": "ca"}), frames.delta({"reasoning_content": "cat"}),
-        frames.tool('{"cat": 1}', name="cat"), frames.text("t"), frames.data('{"object":"cat"}'), frames.comment("cat"),
+        frames.delta({"role": "assistant", "content": "ca"}), frames.text("t"), frames.delta({"reasoning_content": "cat"}),
+        frames.tool('{"cat": 1}', name="cat"), frames.data('{"object":"cat"}'), frames.comment("cat"),
         frames.finish(), frames.done(),
     ]  # fmt: skip
     reply = (await run(Swap(), answer=b"".join(events))).reply
     assert "dog" == "".join(e["choices"][0]["delta"].get("content") or "" for e in reply.events if "choices" in e)
     assert "assistant" == reply.events[0]["choices"][0]["delta"]["role"]
-    for each in (events[1], events[2], events[4]):
+    for each in events[2:5]:
         assert json.loads(each[6:]) in reply.events
+
+
+@pytest.mark.parametrize("other", [frames.tool("", name="f"), frames.delta({"reasoning_content": "so"})])
+async def test_what_is_held_leaves_before_what_the_choice_says_next(other):
+    """A call of a tool that follows a text in another frame follows it still; a frame that says nothing ends nothing."""
+    nothing = frames.delta({"content": "", "reasoning_content": None, "tool_calls": []})
+    events = [frames.text("a ca"), nothing, other, frames.text("t"), frames.finish(), frames.done()]
+    reply = (await run(Swap(), answer=b"".join(events))).reply
+    assert ["", "a ca", None, "t", None] == [e["choices"][0]["delta"].get("content") for e in reply.events]
+    assert json.loads(other[6:]) == reply.events[2]
+
+
+async def test_an_empty_finish_reason_ends_nothing():
+    """Some servers send one in every frame."""
+    events = [frames.delta({"content": each}, finish_reason="") for each in ("a c", "at")]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    assert "a dog" == reply.text
+
+
+@pytest.mark.parametrize("part", [lambda text: [{"type": "text", "text": text}], lambda text: [text]])
+async def test_content_in_parts(part):
+    """As some models send it: what is held is neither lost nor late."""
+    events = [frames.delta({"content": part(each)}) for each in ("a c", "at, a ca")]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    assert "a dog, a ca" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
+    body = json.loads(frames.body(""))
+    body["choices"][0]["message"]["content"] = [*part("a c"), *part("at")]
+    reply = (await run(Swap(), stream=False, answer=json.dumps(body).encode())).reply
+    assert [*part("a "), *part("dog")] == reply.json["choices"][0]["message"]["content"]
+
+
+async def test_a_changed_frame_keeps_the_rest():
+    """Integers of any length, the name and the id of the event, comments; not its logprobs, which say the text again."""
+    number = 2**80 + 1
+    choice = {
+        "index": 0,
+        "delta": {"content": "cat"},
+        "logprobs": {"content": [{"token": "cat"}]},
+        "finish_reason": None,
+    }
+    event = b": hello\nevent: message\nid: 7\n" + frames.chunk([choice], extra={"seed": number})
+    reply = (await run(Swap(), answer=event + frames.finish() + frames.done())).reply
+    changed = {"index": 0, "delta": {"content": "dog"}, "finish_reason": None}
+    assert b": hello\nevent: message\nid: 7\n" + frames.chunk([changed], extra={"seed": number}) == (
+        reply.data.removesuffix(frames.finish())
+    )
+
+
+class Each(Plugin):
+    """The same for every text but refusals, and each with its surface before it."""
+
+    def on_stream(self, ex, sink):
+        return TextSink.each(sink, self._begin)
+
+    def _begin(self, surface):
+        said = []
+
+        def swap(text, last):
+            leaves, held = Swap()._swap(text, last)
+            if leaves and not said:
+                said.append(surface)
+                leaves = f"<{surface}>{leaves}"
+            return leaves, held
+
+        return swap if surface != "refusal" else None
+
+
+SURFACES = {
+    "content": lambda text: {"content": text},
+    "reasoning_content": lambda text: {"reasoning_content": text},
+    "reasoning": lambda text: {"reasoning": text},
+    "content.thinking": lambda text: {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": text}]}]},
+    "reasoning_details": lambda text: {"reasoning_details": [{"type": "reasoning.text", "text": text}]},
+    "reasoning_details.summary": lambda text: {"reasoning_details": [{"type": "reasoning.summary", "summary": text}]},
+    "audio.transcript": lambda text: {"audio": {"transcript": text}},
+    "function_call.arguments": lambda text: {"function_call": {"arguments": text}},
+    "tool_calls.1.arguments": lambda text: {"tool_calls": [{"index": 1, "function": {"arguments": text}}]},
+    "tool_calls.1.input": lambda text: {"tool_calls": [{"index": 1, "custom": {"input": text}}]},
+}
+
+
+def strings(value):
+    """All texts of a delta, joined."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return "".join(strings(below) for key, below in value.items() if key not in ("type", "index", "role"))
+    return "".join(map(strings, value)) if isinstance(value, list) else ""
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_each_surface(surface):
+    """A text is one text on each, however it is cut, and what is held at the end is said as it would have been."""
+    said = SURFACES[surface]
+    events = [frames.delta(said(each)) for each in ("a c", "at, a c", "a")]
+    reply = (await run(Each(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    deltas = [event["choices"][0]["delta"] for event in reply.events]
+    assert f"<{surface}>a dog, a ca" == "".join(map(strings, deltas))
+    assert said("ca") == deltas[-2]
+    body = json.loads(frames.body(""))
+    body["choices"][0]["message"] = {"role": "assistant", **said("a cat, a ca")}
+    reply = (await run(Each(), stream=False, answer=json.dumps(body).encode())).reply
+    assert f"<{surface}>a dog, a ca" == strings(reply.json["choices"][0]["message"])
+
+
+async def test_an_empty_piece_ends_nothing():
+    pieces = [frames.tool(each) for each in ("a c", "", "at")]
+    reply = (await run(Each(), answer=b"".join([*pieces, frames.finish(), frames.done()]))).reply
+    assert "<tool_calls.0.arguments>a dog" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
+
+
+async def test_a_surface_that_nobody_wants():
+    events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
+    ran = await run(Each(), answer=b"".join(events))
+    assert b"".join(events[:2]) == ran.reply.data
+
+
+async def test_each_text_begins_anew():
+    """Of another choice, of another call, and after something else was said."""
+    call = [frames.tool("cat", call=number, name=None) for number in (0, 1)]
+    events = [
+        frames.text("cat"),
+        frames.text("cat", index=1),
+        *call,
+        frames.text("cat"),
+        frames.finish(),
+        frames.done(),
+    ]
+    reply = (await run(Each(), answer=b"".join(events))).reply
+    assert [
+        "<content>dog", "<content>dog", "<tool_calls.0.arguments>dog", "<tool_calls.1.arguments>dog", "<content>dog", ""
+    ] == [strings(event["choices"][0]["delta"]) for event in reply.events]  # fmt: skip
 
 
 async def test_one_that_never_lets_go():
@@ -99,7 +260,7 @@ async def test_one_that_never_lets_go():
 
     text = "a" * MAX_HELD_CHARS
     reply = (await run(Holds(), answer=[text, "b", "c"])).reply
-    assert [text + "b", "c"] == [
+    assert [text, "b", "c"] == [
         event["choices"][0]["delta"]["content"] for event in reply.events if event["choices"][0]["delta"].get("content")
     ]
 

@@ -166,6 +166,34 @@ def test_any_changes(fields: dict[str, object], changes: list[tuple[str, object]
     assert [*expected] == [*after]
 
 
+def test_texts_are_changed_where_they_stand() -> None:
+    """With the name that each stands under; ids, roles, images and parameters stay, but for those that are asked for."""
+    given = request(
+        messages=[
+            {"role": "user", "content": "a", "id": "a"},
+            {"role": "user", "content": [{"type": "text", "text": "b"}, {"image_url": {"url": "x" * 300}}]},
+        ],
+        tools=[{"function": {"name": "c", "arguments": "d"}}],
+        user="e",
+        stop="f",
+    )
+    assert given.change_texts(lambda text, key: f"{text}={key}", also=["user"])
+    assert [{"role": "user", "content": "a=content", "id": "a"}] == given.messages[:1]
+    changed = json.loads(given.encode())
+    assert given.messages == changed["messages"]
+    assert [{"type": "text", "text": "b=text"}, {"image_url": {"url": "x" * 300}}] == changed["messages"][1]["content"]
+    assert [{"function": {"name": "c=name", "arguments": "d=arguments"}}] == changed["tools"]
+    assert ("e=user", "f") == (changed["user"], changed["stop"])
+
+
+@given(FIELDS)
+def test_texts_that_stay(fields: dict[str, object]) -> None:
+    given = request(**fields)
+    before = given.encode()
+    assert not given.change_texts(lambda text, key: text, also=["user"])
+    assert before == given.encode()
+
+
 # Refusing
 
 
