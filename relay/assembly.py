@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from relay.chain import Chain
@@ -33,6 +34,14 @@ class Registries:
     plugins: Registry[Plugin]
     moderators: Registry[Moderator]
 
+    def context(self, folder: Path, environ: Mapping[str, str]) -> Context:
+        """What the options of plugins refer to, other than themselves."""
+        return Context(
+            folder=folder,
+            environ=environ,
+            kinds={Moderator: lambda use: _whole(use, self.moderators.find(use))},
+        )
+
 
 def registries() -> Registries:
     """What is installed now."""
@@ -55,11 +64,7 @@ def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chai
         # `use = "my_plugin:Shout"` finds my_plugin.py beside the configuration; last, so that it hides no other module.
         sys.path.append(str(config.folder))
     known = registries()
-
-    def find_moderator(use: str) -> type[Moderator]:
-        return _whole(use, known.moderators.find(use))
-
-    context = Context(folder=config.folder, environ=environ, kinds={Moderator: find_moderator})
+    context = known.context(config.folder, environ)
     built: list[tuple[str, Plugin]] = []
     problems: list[str] = []
     units: set[str] = set()

@@ -8,6 +8,7 @@ from relay.chain import Link
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.exchange import Exchange, Outcome
 from relay.generation import Generation
+from relay.plugin import Sink
 from relay.silence import SilenceWatch
 from relay.upstream import Answer
 from relay.writer import Writer
@@ -21,7 +22,7 @@ class Open:
 
     __slots__ = (
         "answer", "asked_at", "asking", "delivery", "drained", "entered", "ex", "generation", "given_up", "moderated_s",
-        "routed", "silence", "status", "task", "writer",
+        "routed", "silence", "sink", "status", "task", "writer",
     )  # fmt: skip
 
     def __init__(self, ex: Exchange, task: asyncio.Task[None] | None, generation: Generation, routed: bool) -> None:
@@ -33,6 +34,7 @@ class Open:
         self.answer: Answer | None = None
         self.delivery: StreamDelivery | WholeDelivery | Replay | None = None
         self.writer: Writer | None = None
+        self.sink: Sink | None = None  # where its chunks go first
         self.status = 0
         self.asked_at = 0.0  # `time.monotonic`
         self.moderated_s = 0.0  # up to then
