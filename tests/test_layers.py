@@ -1,6 +1,8 @@
 """Imports obey the arrows: what a file of the source may name, read from the source itself."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -32,11 +34,11 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     ),
     "structlog": frozenset({"relay.log"}),
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
-    "tomllib": frozenset({"relay.config", "relay.pure.toml_line"}),
+    "tomllib": frozenset({"relay.commands.plugin_check", "relay.config", "relay.pure.toml_line"}),
     "click": frozenset({"relay.cli", "relay.demo"})
     | frozenset(
         f"relay.commands.{name}"
-        for name in "attached audit keys options plugin plugins quota reload running tail".split()
+        for name in "attached audit keys options plugin plugin_check plugins quota reload running tail".split()
     ),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts"}),
@@ -58,7 +60,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.__main__"}),
     frozenset({"relay.cli"}),
     frozenset(
-        f"relay.commands{name}" for name in ("", ".audit", ".keys", ".plugin", ".plugins", ".quota", ".reload", ".tail")
+        f"relay.commands{name}"
+        for name in ("", ".audit", ".keys", ".plugin", ".plugin_check", ".plugins", ".quota", ".reload", ".tail")
     ),
     frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
     frozenset({"relay.demo", "relay.scaffold", "relay.starter"}),
@@ -146,7 +149,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
 )
-# Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo only.
+# Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo and `relay plugin check` only.
 
 
 def module_name(path: Path) -> str:
@@ -258,9 +261,16 @@ def test_libraries(module: str) -> None:
 
 @every_module
 def test_testing_is_beside(module: str) -> None:
-    """The fakes are used by the demo and by nothing else that serves."""
-    if not within(module, "relay.testing") and module != "relay.demo":
+    """The fakes are used by the demo and by the check of plugins, and by nothing else."""
+    if not within(module, "relay.testing") and module not in ("relay.demo", "relay.commands.plugin_check"):
         assert [name for name in IMPORTS[module] if within(name, "relay.testing")] == []
+
+
+def test_testing_is_not_loaded() -> None:
+    """Where the relay serves, the fakes are not even imported; and pytest's entry point brings nothing of the relay."""
+    for module, others in (("relay.cli", "relay.testing"), ("relay_pytest", "relay")):
+        looks = f"import sys, {module}; sys.exit(sum((name + '.').startswith('{others}.') for name in sys.modules))"
+        assert subprocess.run([sys.executable, "-c", looks], check=False).returncode == 0
 
 
 @every_module
