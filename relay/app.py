@@ -207,6 +207,7 @@ class App:
             if reply.answer is not None:
                 reply.answer.body.close()
             raise
+        reply.sink = sink
         if answered is not None:
             writer.status, writer.headers = answered.status, answered.headers
             reply.delivery = Replay(ex, sink, answered)
@@ -266,6 +267,8 @@ class App:
                             await writer.ended()
                     except TimeoutError:
                         self._log.error("a sink kept the end of a reply", request_id=ex.id)
+                        if reply.sink is not None:
+                            reply.generation.chain.blame(reply.sink)
                         writer.end(Outcome("client_gone"))
                 ex.outcome = writer.outcome
             if reply.failed:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from relay.chain import Chain
@@ -34,6 +35,14 @@ class Registries:
 
     plugins: Registry[Plugin]
     moderators: Registry[Moderator]
+
+    def context(self, folder: Path, environ: Mapping[str, str]) -> Context:
+        """What the options of plugins refer to, other than themselves."""
+        return Context(
+            folder=folder,
+            environ=environ,
+            kinds={Moderator: lambda use: _whole(use, self.moderators.find(use))},
+        )
 
 
 def registries() -> Registries:
@@ -91,7 +100,7 @@ class _Building:
         self.problems: list[str] = []
         self._config = config
         self._known = registries()
-        self._context = Context(folder=config.folder, environ=environ, kinds={Moderator: self._moderator})
+        self._context = self._known.context(config.folder, environ)
         self._units: set[str] = set()
 
     def build(self, tables: Sequence[Mapping[str, object]], path: str, prefix: str = "") -> _Built:
@@ -117,13 +126,6 @@ class _Building:
         except ConfigError as error:
             raise error.at(where) from error
 
-    def _moderator(self, use: str) -> type[Moderator]:
-        """The class, if it can be built. Raises ConfigError."""
-        cls = self._known.moderators.find(use)
-        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-            raise ConfigError(f"{use!r}: {cls.__name__} does not define {', '.join(missing)}")
-        return cls
-
     def _judge(self, plugin: Plugin, use: str, where: str) -> None:
         """What a plugin that is sound by itself cannot do here."""
         if self._config.store.scheme == "memory":
@@ -140,6 +142,13 @@ class _Building:
                     f"{where}: {use!r} would charge for the same {plugin.unit} once more; remove one of them"
                 )
             self._units.add(plugin.unit)
+
+
+def _whole(use: str, cls: type[Moderator]) -> type[Moderator]:
+    """The class, if it can be built. Raises ConfigError."""
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise ConfigError(f"{use!r}: {cls.__name__} does not define {', '.join(missing)}")
+    return cls
 
 
 def _unique(name: str, taken: list[str]) -> str:

@@ -175,20 +175,27 @@ class Chain:
         For an early answer `entered` is without the plugin that gave it: it does not see its own answer. When a plugin
         raises here, the sinks that are there already see the end.
         """
-        sink = _Last(sink)
+        layer: _Layer | _Last = _Last(sink)
         try:
             for link in entered:
                 if link.on_stream is not None:
-                    wrapped = link.on_stream(ex, sink)
-                    if wrapped is not sink:
-                        sink = _Layer(link, ex, _checked(wrapped), sink, self._named)
+                    wrapped = link.on_stream(ex, layer)
+                    if wrapped is not layer:
+                        layer = _Layer(link, ex, _checked(wrapped), layer, self._named)
         except Exception as cause:
             error = cause if isinstance(cause, RelayError) else self._named(link, "on_stream", cause, ex)
-            sink.end(Outcome.of(error))
+            layer.end(Outcome.of(error))
             if error is cause:
                 raise
             raise error from cause
-        return sink
+        return layer
+
+    def blame(self, sink: Sink) -> None:
+        """Name the plugin that has kept the end of a reply, which began with `sink`, from the next one; if one has."""
+        while isinstance(sink, _Layer):
+            if sink.ended and not sink.below.ended:
+                self._named(sink.link, "end", RuntimeError("its sink did not pass the end on"))
+            sink = sink.below
 
     async def leave(self, ex: Exchange, entered: Sequence[Link]) -> None:
         """`on_end` for each plugin that was entered, the last one first. Never raises.
@@ -256,16 +263,16 @@ def _rest(work: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T
 class _Last:
     """The writer as the plugin next to it sees it: ends once, and hears nothing afterwards."""
 
-    __slots__ = ("_ended", "_sink", "feed")
+    __slots__ = ("_sink", "ended", "feed")
 
     def __init__(self, sink: Sink) -> None:
         self.feed: Callable[[Chunk], None] = sink.feed  # the writer's own: no call in between
         self._sink = sink
-        self._ended = False
+        self.ended = False
 
     def end(self, outcome: Outcome) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self.feed = _ignored
             self._sink.end(outcome)
 
@@ -277,22 +284,22 @@ def _ignored(chunk: Chunk) -> None:
 class _Layer:
     """A plugin's sink as its neighbours see it: ends once, never raises."""
 
-    __slots__ = ("_below", "_broken", "_deaf", "_ended", "_ex", "_link", "_named", "_sink")
+    __slots__ = ("_broken", "_deaf", "_ex", "_named", "_sink", "below", "ended", "link")
 
     def __init__(
         self,
         link: Link,
         ex: Exchange,
         sink: Sink,
-        below: Sink,
+        below: _Layer | _Last,
         named: Callable[[Link, str, BaseException, Exchange], PluginError],
     ) -> None:
-        self._link = link
+        self.link = link
         self._ex = ex
         self._sink = sink
-        self._below = below
+        self.below = below
         self._named = named
-        self._ended = False
+        self.ended = False
         self._deaf = False  # it has ended, or failed
         self._broken: PluginError | None = None
 
@@ -305,9 +312,9 @@ class _Layer:
             self._fail("feed", cause)
 
     def end(self, outcome: Outcome) -> None:
-        if self._ended:
+        if self.ended:
             return
-        self._ended = self._deaf = True
+        self.ended = self._deaf = True
         if self._broken is not None:
             self._end_below(outcome, self._broken)
         try:
@@ -318,14 +325,14 @@ class _Layer:
 
     def _fail(self, hook: str, cause: Exception) -> PluginError:
         self._deaf = True
-        self._broken = self._named(self._link, hook, cause, self._ex)
+        self._broken = self._named(self.link, hook, cause, self._ex)
         self._ex.stop(Outcome("internal_error", self._broken))
         return self._broken
 
     def _end_below(self, outcome: Outcome, error: PluginError) -> None:
         """Pass the end on for a sink that failed. What had gone wrong before it did is still what went wrong."""
         well = outcome.kind in ("completed", "filtered", "exhausted") and outcome.error is None
-        self._below.end(Outcome("internal_error", error) if well else outcome)
+        self.below.end(Outcome("internal_error", error) if well else outcome)
 
 
 def _check(head: Section, branches: Sequence[Section]) -> None:
@@ -378,7 +385,7 @@ def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Seq
                 yield f"{_at(link)}{problem}"
         used = {*link.plugin.uses} - {*link.plugin.needs}
         for other in (*links[position + 1 :], *behind):
-            if used.intersection(other.plugin.gives):
+            if used.intersection((*other.plugin.gives, *other.plugin.tells)):
                 yield f"{_at(link)}plugin {link.name!r} has to stand behind {other.name!r}: move it down"
 
 

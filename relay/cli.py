@@ -22,7 +22,6 @@ from relay.commands.quota import quota
 from relay.commands.reload import reload
 from relay.commands.tail import tail
 from relay.config import load
-from relay.demo import demo as run_demo
 from relay.options import ConfigError
 from relay.serve import Reader, serve
 from relay.starter import PROFILES, starter
@@ -81,6 +80,8 @@ def init_command(profile: str | None) -> None:
 @log_option
 def demo_command(port: int, admin_port: int, log_level: str) -> None:
     """Run the whole relay with a built-in upstream; nothing else is needed."""
+    from relay.demo import demo as run_demo  # noqa: PLC0415 - it brings the fakes of `relay.testing`
+
     _run(lambda: run_demo(port, admin_port, log.configure(sys.stderr.buffer, log_level)))
 
 

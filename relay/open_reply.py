@@ -8,6 +8,7 @@ from typing import Any, Final
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.exchange import Exchange, Outcome
 from relay.generation import Generation
+from relay.plugin import Sink
 from relay.pure.openai import told_tokens
 from relay.request import Request
 from relay.section import Link
@@ -29,7 +30,7 @@ class Open:
 
     __slots__ = (
         "answer", "asked_at", "asking", "delivery", "drained", "ended_at", "entered", "ex", "failed", "generation", "given_up",
-        "method", "moderated_s", "routed", "silence", "status", "task", "writer",
+        "method", "moderated_s", "routed", "silence", "sink", "status", "task", "writer",
     )  # fmt: skip
 
     def __init__(self, ex: Exchange, request: Request, generation: Generation, routed: bool) -> None:
@@ -42,6 +43,7 @@ class Open:
         self.answer: Answer | None = None
         self.delivery: StreamDelivery | WholeDelivery | Replay | None = None
         self.writer: Writer | None = None
+        self.sink: Sink | None = None  # where its chunks go first
         self.status = 0
         self.asked_at = 0.0  # `time.monotonic`
         self.ended_at = 0.0

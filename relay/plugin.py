@@ -101,8 +101,9 @@ class Services:
 class Plugin(Options):
     """Base of all plugins. Every hook is optional; one that is not overridden costs nothing.
 
-    needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets. uses: keys that it can do
-    without, and whose givers must all stand before it.
+    needs: keys that an earlier plugin must give, or the start fails; gives: keys that it sets in `on_request`. tells: keys
+    that it sets when there is something to tell. uses: keys that it can do without, but whoever gives or tells one must
+    stand before it.
     serves: the operations it takes part in.
     routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
     needs_store: it cannot do without one that survives the process and that all processes share; `memory:` is refused.
@@ -112,12 +113,13 @@ class Plugin(Options):
     that was not enough: "refuse" it, or "pass" it on as if the plugin were not there.
     """
 
-    budget_ms: Annotated[int, msgspec.Meta(ge=1, le=86_400_000)] = 60_000
-    over_budget: Literal["refuse", "pass"] = "refuse"
+    budget_ms: Annotated[int, msgspec.Meta(ge=1, le=86_400_000)] = field(default=60_000, repr=False)
+    over_budget: Literal["refuse", "pass"] = field(default="refuse", repr=False)
 
     needs: ClassVar[tuple[Key[Any], ...]] = ()
     uses: ClassVar[tuple[Key[Any], ...]] = ()
     gives: ClassVar[tuple[Key[Any], ...]] = ()
+    tells: ClassVar[tuple[Key[Any], ...]] = ()
     serves: ClassVar[frozenset[Operation]] = frozenset({"chat"})
     routes: ClassVar[tuple[str, ...]] = ()
     needs_store: ClassVar[bool] = False

@@ -100,6 +100,10 @@ async def test_too_many_messages():
     assert ran.sent is None
 
 
+async def test_the_contract(relay_contract):
+    await relay_contract($title(word="cat", by="dog"), answer="A cat, two cats.")
+
+
 def test_no_word():
     with pytest.raises(ValueError, match="word is empty"):
         $title(word="")
@@ -116,7 +120,7 @@ word = "cat"
 by = "dog"
 ```
 
-`pip install -e ".[dev]"` and `pytest` try it; `relay plugins $name` shows its options, `relay check` what would run.
+`pip install -e ".[dev]"` and `pytest` try it, as does `relay plugin check $name -o word=cat`; `relay plugins $name` shows its options, `relay check` what would run.
 """,
     ".gitignore": """\
 __pycache__/

@@ -8,14 +8,7 @@ Hypothesis: HYPOTHESIS_PROFILE=default | ci (the same examples every time) | lon
 """
 
 import asyncio
-import builtins
-import functools
-import io
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
@@ -24,6 +17,7 @@ from hypothesis import HealthCheck, settings
 import relay
 import relay_plugins
 from relay.testing.clock import JumpingLoop
+from relay.testing.tidy import open_sockets, refusing_to_block, tasks_left
 
 try:
     from uvloop import new_event_loop
@@ -35,8 +29,6 @@ settings.register_profile("ci", deadline=None, max_examples=100, derandomize=Tru
 settings.register_profile("long", deadline=None, max_examples=5000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-_TURNS = 50  # of the loop, after which what was closed is closed: a few are enough
-
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -45,49 +37,7 @@ def pytest_asyncio_loop_factories(
     return {"loop": JumpingLoop if item.get_closest_marker("jumping_clock") else new_event_loop}
 
 
-# What may wait for a disk, a name server, a process or the clock. (blockbuster knows more calls, and needs a package that
-# is not to be had as a wheel.)
-_BLOCKING = (
-    (builtins, "open"),
-    (io, "open"),
-    *((os, name) for name in "listdir mkdir open remove rename replace rmdir scandir stat unlink".split()),
-    (socket, "getaddrinfo"),
-    (subprocess.Popen, "__init__"),
-    (time, "sleep"),
-)
 _OURS = (*relay.__path__, *relay_plugins.__path__)
-_MAY_BLOCK = (
-    "/relay/assembly.py",  # the start: nothing is served yet
-    "/relay/store/port.py",  # a script is read when its module is imported
-    "/linecache.py",  # a traceback shows its lines
-    "/relay/secret.py",  # one stat a second, to see that a key was changed
-    "/prometheus_client/process_collector.py",  # /proc is on no disk
-    "/relay/metrics/exposition.py",  # it sleeps for no time, in a thread of its own; tests read the counts in theirs
-)
-
-
-class Blocked(Exception):
-    """A call that blocks, on a loop's thread, below our code."""
-
-
-def _refusing(call: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(call)
-    def refuse(*arguments: object, **options: object) -> object:
-        if asyncio._get_running_loop() is not None and _below_ours():
-            raise Blocked(call.__qualname__, *arguments)
-        return call(*arguments, **options)
-
-    return refuse
-
-
-def _below_ours() -> bool:
-    frame, ours = sys._getframe(2), False
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_MAY_BLOCK):
-            return False
-        ours = ours or frame.f_code.co_filename.startswith(_OURS)
-        frame = frame.f_back
-    return ours
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +47,7 @@ def _watched(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     request.getfixturevalue("_no_task_left")
-    with pytest.MonkeyPatch.context() as patch:
-        for where, name in _BLOCKING:
-            patch.setattr(where, name, _refusing(getattr(where, name)))
+    with refusing_to_block(_OURS):
         yield
 
 
@@ -114,31 +62,12 @@ async def _loop() -> None:
 
 @pytest.fixture
 def _no_socket_left(_loop: None) -> Iterator[None]:
-    before = _sockets()
+    before = open_sockets()
     yield
-    assert set() == _sockets() - before, "the test left sockets open"
+    assert set() == open_sockets() - before, "the test left sockets open"
 
 
 @pytest.fixture
 async def _no_task_left(_no_socket_left: None) -> AsyncIterator[None]:
     yield
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)
-    assert set() == asyncio.all_tasks() - {asyncio.current_task()}, "the test left tasks"
-
-
-def _sockets() -> set[str]:
-    """The open sockets of this process by inode ("socket:[4711]"); none where there is no /proc."""
-    found = set()
-    try:
-        descriptors = os.listdir("/proc/self/fd")
-    except FileNotFoundError:
-        return found
-    for descriptor in descriptors:
-        try:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
+    assert set() == await tasks_left(), "the test left tasks"

@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 import relay
+import relay_pytest
 from relay.assembly import assemble, registries
 from relay.cli import main
 from relay.commands.plugins import reference
 from relay.config import parse
 from relay.exchange import Exchange
+from relay.metrics.families import OUTCOMES
 from relay.options import describe
 from relay.plugin import HOOKS, Plugin, Services
 from relay_plugins.moderation import Moderation
@@ -41,7 +43,34 @@ def test_the_examples_are_those_that_are_tested() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "examples").glob("*.py")]
     shown = blocks(PLUGINS_PAGE, "python")
     assert [] == [code for code in shown if not any(code in source for source in sources)]
-    assert len(shown) == len(sources)
+    assert [] == [source for source in sources if not any(code in source for code in shown)]
+
+
+def test_the_outcomes_are_written_down() -> None:
+    """The table of docs/plugins.md has each kind, in the order of `relay.metrics.families`."""
+    table = PLUGINS_PAGE.read_text(encoding="utf-8").partition("| kind |")[2].partition("\n\n")[0]
+    assert OUTCOMES == tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+
+
+def test_the_whole_configuration_of_the_page_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`relay check` says so, with the page's first plugin beside it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-upstream")
+    monkeypatch.setenv("SHOP_KEY", "sk-shop")
+    monkeypatch.syspath_prepend(ROOT / "tests" / "examples")
+    [text] = [text for text in blocks(PLUGINS_PAGE, "toml") if "[[upstreams]]" in text]
+    (tmp_path / "relay.toml").write_text(text, encoding="utf-8")
+    checked = CliRunner().invoke(main, ["check", "--config", str(tmp_path / "relay.toml")])
+    assert 0 == checked.exit_code, checked.output
+    links = [line.strip() for line in checked.output.splitlines() if re.fullmatch(r"  \w+", line)]
+    assert ["auth", "rate_limit", "Swap", "moderation"] == links
+
+
+def test_the_fixtures_are_written_down() -> None:
+    """The page names each of those that pytest is given."""
+    fixtures = re.findall(r"^(?:async )?def (relay_\w+)", Path(relay_pytest.__file__).read_text("utf-8"), re.MULTILINE)
+    assert len(fixtures) > 5
+    page = PLUGINS_PAGE.read_text(encoding="utf-8")
+    assert [] == [name for name in fixtures if f"`{name}" not in page]
 
 
 def test_the_page_for_authors_names_all_that_is_public() -> None:

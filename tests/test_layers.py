@@ -1,6 +1,8 @@
 """Imports obey the arrows: what a file of the source may name, read from the source itself."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,11 +35,11 @@ ONLY_IN: Mapping[str, frozenset[str]] = {
     ),
     "structlog": frozenset({"relay.log"}),
     "redis": frozenset({"relay.store.redis", "relay.store.link", "relay.store.places", "relay.store.opening"}),
-    "tomllib": frozenset({"relay.config", "relay.pure.toml_line"}),
+    "tomllib": frozenset({"relay.commands.plugin_check", "relay.config", "relay.pure.toml_line"}),
     "click": frozenset({"relay.cli", "relay.demo"})
     | frozenset(
         f"relay.commands.{name}"
-        for name in "attached audit check keys options plugin plugins quota reload running tail".split()
+        for name in "attached audit check keys options plugin plugin_check plugins quota reload running tail".split()
     ),
     "uvloop": frozenset({"relay.cli"}),
     "cachetools": frozenset({"relay.verdicts", "relay_plugins.cache.entries"}),
@@ -61,7 +63,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.cli"}),
     frozenset(
         f"relay.commands{name}"
-        for name in ("", ".audit", ".check", ".keys", ".plugin", ".plugins", ".quota", ".reload", ".tail")
+        for name in (
+            "",
+            ".audit",
+            ".check",
+            ".keys",
+            ".plugin",
+            ".plugin_check",
+            ".plugins",
+            ".quota",
+            ".reload",
+            ".tail",
+        )
     ),
     frozenset(f"relay.commands.{name}" for name in "attached following options running table".split()),
     frozenset({"relay.demo", "relay.scaffold", "relay.starter"}),
@@ -155,7 +168,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
 )
-# Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo only.
+# Below all of them: relay.pure. Beside them: relay.testing, which may use anything and is used by the demo and `relay plugin check` only.
 
 
 def module_name(path: Path) -> str:
@@ -267,9 +280,16 @@ def test_libraries(module: str) -> None:
 
 @every_module
 def test_testing_is_beside(module: str) -> None:
-    """The fakes are used by the demo and by nothing else that serves."""
-    if not within(module, "relay.testing") and module != "relay.demo":
+    """The fakes are used by the demo and by the check of plugins, and by nothing else."""
+    if not within(module, "relay.testing") and module not in ("relay.demo", "relay.commands.plugin_check"):
         assert [name for name in IMPORTS[module] if within(name, "relay.testing")] == []
+
+
+def test_testing_is_not_loaded() -> None:
+    """Where the relay serves, the fakes are not even imported; and pytest's entry point brings nothing of the relay."""
+    for module, others in (("relay.cli", "relay.testing"), ("relay_pytest", "relay")):
+        looks = f"import sys, {module}; sys.exit(sum((name + '.').startswith('{others}.') for name in sys.modules))"
+        assert subprocess.run([sys.executable, "-c", looks], check=False).returncode == 0
 
 
 @every_module

@@ -16,11 +16,30 @@ PUBLIC = {
     "relay": None,
     "relay.text": ("TextSink", "begun"),
     "relay.testing.run": ("Ran", "Replied", "run"),
+    "relay.testing.contract": ("contract", "keeps_contract"),
+    "relay.testing.finding": ("Finding", "Report"),
+    "relay.testing.reply": ("Lent",),
+    "relay.testing.store": ("ScriptedStore", "embedded_store"),
+    "relay.testing.moderator": ("After", "NEVER", "ScriptedModerator"),
+    "relay.testing.clock": ("jump",),
+    "relay.testing.served": ("Served", "served"),
     "relay.testing": None,
     "relay.moderator": None,
     "relay.keys": ("API_KEY", "ApiKey"),
     "relay.exchange": ("CALLER", "STOPPED_BY", "VIOLATIONS"),
     "relay.told": ("Call", "Server", "Told"),
+    "relay.store.port": ("Script", "Store", "StoreError"),
+    "relay_pytest": (
+        *(
+            "relay_contract",
+            "relay_jump",
+            "relay_run",
+            "relay_store",
+            "relay_tidy",
+            "relay_unblocked",
+            "relay_upstream",
+        ),
+    ),
 }
 
 

@@ -141,5 +141,5 @@ def _links(links: Iterable[Link]) -> Iterable[str]:
             yield f"    adds     POST {', POST '.join(plugin.routes)}"
         if plugin.needs:
             yield f"    needs    {', '.join(key.name for key in plugin.needs)}"
-        if plugin.gives:
-            yield f"    gives    {', '.join(key.name for key in plugin.gives)}"
+        if plugin.gives or plugin.tells:
+            yield f"    gives    {', '.join(key.name for key in (*plugin.gives, *plugin.tells))}"

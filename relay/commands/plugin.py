@@ -1,4 +1,4 @@
-"""`relay plugin new`: a plugin of one's own, begun."""
+"""`relay plugin new`: a plugin of one's own, begun; and `relay plugin check`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import click
 
 from relay.assembly import registries
 from relay.commands.attached import fail
+from relay.commands.plugin_check import check
 from relay.scaffold import problem, scaffold
 
 
 @click.group("plugin")
 def plugin() -> None:
-    """Write a plugin of your own."""
+    """Write a plugin of your own, and check it."""
+
+
+plugin.add_command(check)
 
 
 @plugin.command("new")
@@ -37,4 +41,7 @@ def new(name: str) -> None:
         fail(f"{folder} is there already; nothing was written. Move it away, or take another name.")
     except OSError as error:
         fail(f"{folder} cannot be written ({error.strerror}).")
-    click.echo(f"{folder} is written. Next:\n  cd {folder}\n  pip install -e '.[dev]'\n  pytest")
+    click.echo(
+        f"{folder} is written. Next:\n  cd {folder}\n  pip install -e '.[dev]'\n  pytest\n"
+        f"  relay plugin check {name} -o word=cat -o by=dog"
+    )

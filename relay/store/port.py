@@ -38,14 +38,26 @@ class StoreError(Exception):
 
 
 class Script:
-    """A script of the folder `lua`; of several files, one behind the other. sha: its name for EVALSHA."""
+    """A script of the folder `lua`; of several files, one behind the other. sha: its name for EVALSHA.
+
+    A plugin of one's own has `Script.of(name, source)`. The name is for people, and for the fakes of `relay.testing`.
+    """
 
     __slots__ = ("name", "sha", "source")
 
     def __init__(self, *names: str) -> None:
-        self.name = names[-1]
-        self.source = "".join((_SCRIPTS / f"{name}.lua").read_text() for name in names)
-        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        self._take(names[-1], "".join((_SCRIPTS / f"{name}.lua").read_text() for name in names))
+
+    @classmethod
+    def of(cls, name: str, source: str) -> Script:
+        """A script that stands in the code, in Lua."""
+        script = cls.__new__(cls)
+        script._take(name, source)
+        return script
+
+    def _take(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
         return f"<Script {self.name}>"

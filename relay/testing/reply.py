@@ -30,6 +30,11 @@ from relay.plugin import Services
 from relay.pure.openai import Chunk
 from relay.pure.request import ChatRequest
 from relay.store.port import Store
+from relay.told import Server
+
+ROUTE: Final = "/v1/chat/completions"
+UPSTREAM: Final = Server("upstream", "upstream.example", 443)
+"""Who is asked."""
 
 CHAT: Final[Mapping[str, object]] = {
     "model": "gpt-4",
@@ -43,12 +48,18 @@ def exchange(
     *,
     operation: Operation = "chat",
     headers: Mapping[str, str] | None = None,
+    id: str = "request-1",
     **changed: object,
 ) -> Exchange:
-    """An exchange whose request is `chat`, with the fields in `changed` changed. Needs a running loop."""
-    ex = Exchange("request-1", operation, headers=CIMultiDictProxy(CIMultiDict(headers or {})))
-    body = json.dumps({**chat, **changed}).encode()
-    ex.loads(lambda: ChatRequest(body))
+    """An exchange whose request is `chat`, with the fields in `changed` changed; of another operation it has none.
+
+    Needs a running loop.
+    """
+    ex = Exchange(id, operation, headers=CIMultiDictProxy(CIMultiDict(headers or {})))
+    if operation == "chat":
+        ex.route = ROUTE
+        body = json.dumps({**chat, **changed}).encode()
+        ex.loads(lambda: ChatRequest(body))
     return ex
 
 
@@ -177,9 +188,12 @@ class Told:
 
 
 class Lent:
-    """What the relay lends to plugins, kept where a test can look."""
+    """What the relay lends to plugins, kept where a test can look.
 
-    def __init__(self, folder: Path = Path(), store: Store | None = None) -> None:
+    folder, data, store: as of `Services`; files go to `folder` unless `data` is given.
+    """
+
+    def __init__(self, folder: Path = Path(), store: Store | None = None, *, data: Path | None = None) -> None:
         self._stream = io.BytesIO()
         self.metrics = Metrics(["gpt-4"], ["main"])
         self.told = Told()
@@ -187,7 +201,7 @@ class Lent:
             log=configure(self._stream),
             metrics=self.metrics,
             folder=folder,
-            data=folder,
+            data=data or folder,
             store=store,
             events=self.told,
         )

@@ -15,25 +15,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from relay.chain import Chain
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import InternalError, PluginError, RelayError
-from relay.exchange import CALLER, Exchange, Key, Operation, Outcome
+from relay.exchange import Exchange, Outcome
 from relay.open_reply import called
-from relay.plugin import OPERATIONS, Plugin, Reply
+from relay.plugin import Plugin, Reply, Sink
 from relay.section import Link
 from relay.testing import frames
-from relay.testing.reply import CHAT, HandBody, Kept, Lent, exchange
-from relay.told import Server, Told
-
-UPSTREAM: Final = Server("upstream", "upstream.example", 443)
-"""Who is asked."""
-
-ROUTE: Final = "/v1/chat/completions"
-CALLED: Final = "tester"
-"""The name of the key that asks, for plugins that need to know."""
+from relay.testing.reply import CHAT, UPSTREAM, HandBody, Kept, Lent, exchange
+from relay.testing.witness import Called
+from relay.told import Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +77,6 @@ class Ran(NamedTuple):
     raised: Sequence[PluginError]
 
 
-class _Called(Plugin):
-    """Stands before the plugin where `auth` would."""
-
-    gives: ClassVar[tuple[Key[Any], ...]] = (CALLER,)
-    serves: ClassVar[frozenset[Operation]] = frozenset(OPERATIONS)
-
-    async def on_request(self, ex: Exchange) -> Reply | None:
-        ex[CALLER] = CALLED
-        return None
-
-
 async def run(
     plugin: Plugin,
     request: Mapping[str, object] = CHAT,
@@ -103,20 +86,22 @@ async def run(
     headers: Mapping[str, str] | None = None,
     before: Iterable[Plugin] = (),
     lent: Lent | None = None,
+    patience_s: float = 10.0,
     **changed: object,
 ) -> Ran:
     """Ask once. `request` is the body of a chat completion, with the fields in `changed` changed.
 
     answer: what the upstream says: pieces of text, or all its bytes. cuts: where those are cut, as `frames.cut` takes it:
     whole, at these places, or (None) byte by byte. headers: the request's. before: plugins that the request meets first.
-    lent: what the plugin is lent; a store too, if it is given one.
+    lent: what the plugin is lent; a store too, if it is given one. patience_s: how long the end of the reply may take;
+    afterwards the client leaves, and `raised` names the plugin that has kept it.
 
     Raises ConfigError where the plugins do not fit together, and whatever opening one raises.
     """
     lent = lent or Lent()
     raised: list[PluginError] = []
     name = type(plugin).__name__
-    plugins = [("caller", _Called()), *((type(each).__name__, each) for each in before), (name, plugin)]
+    plugins = [("caller", Called()), *((type(each).__name__, each) for each in before), (name, plugin)]
 
     def on_error(error: PluginError, cause: BaseException) -> None:
         error.__cause__ = cause
@@ -124,7 +109,6 @@ async def run(
 
     chain = Chain(plugins, on_error)
     ex = exchange({**request, **changed}, headers=headers)
-    ex.route = ROUTE
     kept, entered = Kept(), list[Link]()
     sent: Any | None = None
     error: RelayError | None = None
@@ -150,7 +134,7 @@ async def run(
                 _say(body, answer, cuts, stream=ex.request.stream)
             if ex.stopped is not None:
                 await asyncio.sleep(0)
-            ex.outcome = await kept.ended()
+            ex.outcome = await _ended(ex, chain, sink, kept, patience_s)
         except RelayError as refusal:
             error = refusal
             ex.outcome = Outcome.of(refusal)
@@ -161,6 +145,19 @@ async def run(
         ex.tells(lambda: told)
         await chain.leave(ex, entered)
     return Ran(reply, lent.told.events, ex, sent, raised)
+
+
+async def _ended(ex: Exchange, chain: Chain, sink: Sink, kept: Kept, patience_s: float) -> Outcome:
+    """How it ended, as `relay.app` finds it out."""
+    try:
+        return await kept.ended(patience_s)
+    except TimeoutError:
+        ex.stop(Outcome("client_gone"))
+        await ex.close()
+        await asyncio.sleep(0)
+        if kept.outcome is None:
+            chain.blame(sink)
+        return kept.outcome or Outcome("client_gone")
 
 
 def _say(body: HandBody, answer: Iterable[str] | bytes, cuts: Iterable[int] | None, *, stream: bool) -> None:

@@ -14,13 +14,13 @@ import pytest
 from relay.assembly import registries
 from relay.errors import Reject
 from relay.exchange import Exchange, Outcome
-from relay.moderator import Moderator
-from relay.options import Context, build
+from relay.options import build
 from relay.plugin import Plugin, Reply, Sink
 from relay.pure.openai import Chunk
-from relay.store import port
-from relay.testing import frames
+from relay.testing.conversation import CASES, Conversation, cached
 from relay.testing.reply import Lent
+from relay.testing.store import ScriptedStore
+from relay.testing.witness import Wrapping
 
 # A configuration with which the plugin does what it is for, for each registered one.
 CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {
@@ -45,46 +45,29 @@ INSTALLED = registries()
 def configured(name: str) -> Plugin:
     if name not in CONFIGURATIONS:
         pytest.fail(f"the plugin {name!r} is registered and has no configuration in {__file__}")
-    context = Context(folder=Path(), environ={}, kinds={Moderator: INSTALLED.moderators.find})
+    context = INSTALLED.context(Path(), {})
     return build(INSTALLED.plugins.find(name), CONFIGURATIONS[name], name, context=context)
 
 
-class Plenty:
-    """A store in which every account has as much as anybody wants."""
-
-    ANSWERS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
-        "ledger_reserve": lambda args: [1, args[4]],
-        "ledger_renew": lambda args: [1, args[4]],
-        "ledger_settle": lambda args: [args[2], 0, 1000, 0],
-        "ledger_look": lambda args: [1000, 0, 0, 1000, 0, 0],
-    }
-
-    def key(self, tag: str, *parts: str) -> str:
-        return ":".join((tag, *parts))
-
-    async def run(self, script: port.Script, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
-        await asyncio.sleep(0)
-        return self.ANSWERS[script.name](args)
+# A store in which every account has as much as anybody wants.
+PLENTY: Mapping[str, Callable[[Sequence[str], Sequence[Any]], Any]] = {
+    "ledger_reserve": lambda keys, args: [1, args[4]],
+    "ledger_renew": lambda keys, args: [1, args[4]],
+    "ledger_settle": lambda keys, args: [args[2], 0, 1000, 0],
+    "ledger_look": lambda keys, args: [1000, 0, 0, 1000, 0, 0],
+}
 
 
 def lent(plugin: Plugin) -> Lent:
-    return Lent(store=Plenty() if plugin.needs_store else None)
+    return Lent(store=ScriptedStore(PLENTY) if plugin.needs_store else None)
+
+
+def talk(plugin: Plugin, **changed: Any) -> Conversation:
+    """A conversation that every registered plugin lets through."""
+    return Conversation(plugin, headers=HEADERS, lent=lent(plugin), **changed)
 
 
 # Plugins that do what plugins do, well and badly
-
-
-class Wrapping:
-    """A sink that passes everything on."""
-
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
-
-    def feed(self, chunk: Chunk) -> None:
-        self.sink.feed(chunk)
-
-    def end(self, outcome: Outcome) -> None:
-        self.sink.end(outcome)
 
 
 class Wraps(Plugin):
@@ -179,9 +162,7 @@ class Answers(Plugin):
     async def on_request(self, ex: Exchange) -> Reply | None:
         if ex.operation == "models":
             return Reply((Chunk.body(b"{}"),))
-        if ex.request.stream:
-            return Reply(tuple(Chunk(raw, raw[6:-2]) for raw in frames.stream(["ca", "ched"])[:-1]))
-        return Reply((Chunk.body(frames.body("cached")),))
+        return cached(ex.request.stream)
 
 
 class Holds(Plugin):
@@ -316,3 +297,4 @@ EVERY = {**WELL_BEHAVED, **OTHERS}
 
 every_plugin = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
 every_good_plugin = pytest.mark.parametrize("make", WELL_BEHAVED.values(), ids=WELL_BEHAVED)
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -8,21 +8,23 @@ from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
+import pytest
 from aiohttp.test_utils import make_mocked_request
-from subjects import HEADERS, WELL_BEHAVED, every_plugin, lent
-from witnesses import REPLY, Witness
+from subjects import HEADERS, WELL_BEHAVED, SwallowsTheEnd, every_plugin, lent
 
 from relay.app import App
 from relay.chain import Chain
 from relay.config import Upstream, parse
-from relay.errors import RelayError
+from relay.errors import PluginError, RelayError
 from relay.exchange import Exchange
 from relay.generation import Generation
 from relay.plugin import Plugin
 from relay.request import Request
 from relay.serve import running
 from relay.testing import Hang, Script, ScriptedUpstream, frames, streamed
+from relay.testing.conversation import REPLY, after
 from relay.testing.reply import CHAT, HandBody, Lent
+from relay.testing.witness import Called, Witness
 from relay.upstream import Answer
 
 # The app's part, without sockets: cancelled at every turn of the loop
@@ -62,16 +64,11 @@ class OneUpstream:
         self.bodies.append(body)
         parts = [*frames.cut(frames.body("Hello"), [40, 80]), b""]
         for turns, part in enumerate(parts, 1):
-            _after(turns, lambda part=part: body.say(part))
+            after(turns + 1, lambda part=part: body.say(part))
         return Answer(Upstream(name="main", base_url="http://127.0.0.1:1/v1", models=["gpt-4"]), body, ex.loop.time())
 
     def failed(self, answer: Answer, error: RelayError) -> None:
         pass
-
-
-def _after(turns: int, work: Callable[[], object]) -> None:
-    loop = asyncio.get_running_loop()
-    loop.call_soon(work if turns == 0 else lambda: _after(turns - 1, work))
 
 
 class Handled:
@@ -80,7 +77,9 @@ class Handled:
     def __init__(self, plugin: Plugin) -> None:
         self.seen: list[tuple[str, str]] = []
         witnesses = [Witness(name=name, seen=self.seen, patience=2) for name in ("outer", "inner")]
-        self.chain = Chain([("outer", witnesses[0]), ("subject", plugin), ("inner", witnesses[1])])
+        self.chain = Chain(
+            [("caller", Called()), ("outer", witnesses[0]), ("subject", plugin), ("inner", witnesses[1])]
+        )
         self.upstreams = OneUpstream()
         loan = lent(plugin)
         config = parse(CONFIG.format(base_url="http://127.0.0.1:1/v1"), Path("relay.toml"), {})
@@ -128,6 +127,15 @@ async def test_cancelled_anywhere(make: Callable[[], Plugin]) -> None:
     assert turns > 3
     if make in WELL_BEHAVED.values():
         assert status == 200
+
+
+async def test_who_keeps_the_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the client has left at last: until then nobody knows that the end will not come."""
+    monkeypatch.setattr("relay.app.END_S", 0.01)
+    handled, named = Handled(SwallowsTheEnd()), list[PluginError]()
+    handled.chain.tell(lambda error, _: named.append(error))
+    assert await handled.cancelled_after(50) is None
+    assert [(error.plugin, error.hook) for error in named] == [("subject", "end")]
 
 
 # The whole relay, where only that will do

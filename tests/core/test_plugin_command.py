@@ -42,9 +42,10 @@ def test_it_passes_its_tests(folder: Path, name: str, title: str):
     assert 0 == status, said
     package = folder / f"relay-{name.replace('_', '-')}"
     assert f"cd {package.name}" in said
+    assert f"relay plugin check {name} -o word=cat" in said
     tested = ran("-m", "pytest", "-q", "-W", "error", "-p", "no:schemathesis", "-p", "no:cacheprovider", cwd=package)
     assert 0 == tested.returncode, tested.stdout
-    assert "5 passed" in tested.stdout
+    assert "6 passed" in tested.stdout
     [(registered, target)] = tomllib.loads((package / "pyproject.toml").read_text())["project"]["entry-points"][
         "relay.plugins"
     ].items()

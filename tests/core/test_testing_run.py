@@ -9,7 +9,8 @@ from relay.exchange import Outcome
 from relay.options import ConfigError
 from relay.testing import frames
 from relay.testing.reply import Lent
-from relay.testing.run import CALLED, UPSTREAM, run
+from relay.testing.run import UPSTREAM, run
+from relay.testing.witness import CALLED
 
 
 class Notes(Plugin):

@@ -5,7 +5,6 @@ A server gives the URL that a relay would be configured with, and a handle (`Ser
 kill and start them. Ports are free ones of the loopback's; nothing of the machine's own services is touched.
 """
 
-import hashlib
 import shutil
 import signal
 import socket
@@ -26,10 +25,7 @@ PASSWORD = "hunter2"
 
 def scripted(source):
     """A script that stands in a test."""
-    script = Script.__new__(Script)
-    script.name, script.source = "test", source
-    script.sha = hashlib.sha1(source.encode()).hexdigest()
-    return script
+    return Script.of("test", source)
 
 
 def until(condition, what="it"):

@@ -1,4 +1,4 @@
-"""The wheel holds the two packages whole and nothing else, and runs on what requirements.lock names.
+"""The wheel holds its packages whole and nothing else, and runs on what requirements.lock names.
 
 There are three locks: what runs the relay, what builds its wheel, and both of them with what tests it.
 """
@@ -20,7 +20,7 @@ ENTRY_POINTS = """
 import json
 from importlib.metadata import distribution
 points = distribution("moderelay").entry_points
-assert all(callable(point.load()) for point in points)
+assert all(callable(point.load()) for point in points if point.group != "pytest11")  # which wants pytest
 print(json.dumps(sorted([point.group, point.name] for point in points)))
 """
 
@@ -71,8 +71,9 @@ def test_the_locks_agree():
 
 
 def test_it_holds_the_packages_and_nothing_else(wheel):
-    """Every file of relay and relay_plugins is in it, data and type markers too; no test, no tool."""
-    expected = files(ROOT / "relay") | files(ROOT / "plugins" / "relay_plugins")
+    """Every file of its packages is in it, data and type markers too; no test, no tool."""
+    plugins = ROOT / "plugins"
+    expected = files(ROOT / "relay") | files(plugins / "relay_plugins") | files(plugins / "relay_pytest")
     assert {"relay/py.typed", "relay_plugins/py.typed", "relay/pure/fold_table.json"} <= expected
     with ZipFile(wheel) as archive:
         assert expected == {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -88,6 +89,7 @@ def test_it_registers_what_is_built_in(installed):
     """The built-ins are found as a stranger's plugin would be, by entry points that load."""
     registered = json.loads(run(installed / "python", "-c", ENTRY_POINTS, cwd=installed))
     assert ["console_scripts", "relay"] in registered
+    assert ["pytest11", "moderelay"] in registered
     moderators = [name for group, name in registered if group == "relay.moderators"]
     assert ["lexicon", "tencent"] == moderators
     plugins = [name for group, name in registered if group == "relay.plugins"]

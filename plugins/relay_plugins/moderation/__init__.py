@@ -17,7 +17,7 @@ from msgspec import Meta
 from relay.consultant import Consultant
 from relay.degraded import degraded
 from relay.errors import RelayError
-from relay.exchange import STOPPED_BY, Exchange, Key
+from relay.exchange import STOPPED_BY, VIOLATIONS, Exchange, Key
 from relay.gate import Gate, Said
 from relay.judge import Judge, Unjudged
 from relay.labels import LabelPolicy, Thresholds
@@ -99,7 +99,7 @@ class Moderation(Plugin):
     lead_chars: Annotated[int, Meta(ge=0)] = 200
 
     guards: ClassVar[bool] = True
-    gives: ClassVar[tuple[Key[Any], ...]] = (STOPPED_BY,)
+    tells: ClassVar[tuple[Key[Any], ...]] = (STOPPED_BY, VIOLATIONS)
 
     _policy: Policy = dataclasses.field(init=False)
     _scanning: tuple[ScanningModerator, ...] = dataclasses.field(init=False)

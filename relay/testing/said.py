@@ -1,0 +1,47 @@
+"""What a reply comes to, however it is divided into chunks: two of them are compared by that."""
+
+from __future__ import annotations
+
+from relay.errors import RelayError
+from relay.testing.conversation import Conversation
+
+
+def said(talk: Conversation) -> object:
+    """What a reply comes to, however it is divided into chunks."""
+    texts: dict[tuple[object, ...], str] = {}
+    others: dict[tuple[object, ...], object] = {}
+    for chunk in talk.kept.chunks:
+        frame = chunk.json
+        if frame is None:
+            others[("unread", len(others))] = chunk.raw
+            continue
+        for choice in frame.get("choices") or ():
+            index = choice.get("index")
+            if choice.get("finish_reason") is not None:
+                others[index, "finish_reason"] = choice["finish_reason"]
+            _collect(choice.get("delta") or choice.get("message") or {}, (index,), texts, others)
+    outcome = talk.ex.outcome
+    code = outcome.error.code if outcome is not None and isinstance(outcome.error, RelayError) else None
+    return {place: text for place, text in texts.items() if text}, others, outcome and outcome.kind, code
+
+
+def _collect(
+    value: object,
+    place: tuple[object, ...],
+    texts: dict[tuple[object, ...], str],
+    others: dict[tuple[object, ...], object],
+) -> None:
+    match value:
+        case str() if place[-1] not in ("role", "id", "type", "name"):
+            texts[place] = texts.get(place, "") + value
+        case dict():
+            for key, below in value.items():
+                _collect(below, (*place, key), texts, others)
+        case list():
+            for number, below in enumerate(value):
+                at = below.get("index", number) if isinstance(below, dict) else number
+                _collect(below, (*place, at), texts, others)
+        case None:
+            pass
+        case _:
+            others[place] = value

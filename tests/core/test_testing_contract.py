@@ -1,0 +1,367 @@
+"""The contract suite that plugin authors are given: whoever breaks a promise is told which, and whoever keeps all passes."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from subjects import EVERY, HEADERS, WELL_BEHAVED, NeverEnds, SwallowsTheEnd, lent
+
+from relay import CALLER, Chunk, Exchange, Key, Outcome, Plugin, Reply, Sink
+from relay.exchange import STOPPED_BY
+from relay.testing import frames
+from relay.testing.contract import contract, keeps_contract
+from relay.testing.finding import REMEDIES
+from relay.testing.reply import Lent
+from relay.testing.store import ScriptedStore
+from relay.testing.witness import Wrapping
+from relay.text import TextSink, begun
+
+
+async def promises(plugin, **options):
+    """The promises that it breaks."""
+    return {finding.promise for finding in (await contract(plugin, **options)).findings}
+
+
+@pytest.mark.parametrize("name", WELL_BEHAVED)
+async def test_the_good_ones_keep_it(name):
+    """All that are registered among them. One that holds whole replies is told that it does."""
+    make = WELL_BEHAVED[name]
+    broken = await promises(make, headers=HEADERS, lent=lambda: lent(make()))
+    assert ({"memory"} if name == "holds" else set()) == broken
+
+
+# What is told of the subjects of the relay's own contract that do wrong.
+TOLD = {
+    "raises in on_request": ("raises", "raised in on_request: ZeroDivisionError"),
+    "is cancelled by itself": ("raises", "raised in on_request: CancelledError"),
+    "answers nonsense": ("raises", "returned a dict, no Reply"),
+    "rejects": ("tried", "refused the request by 400 no"),
+    "rejects in on_stream": ("tried", "refused the request by 400 no"),
+    "raises in on_stream": ("raises", "raised in on_stream"),
+    "forgets its sink": ("raises", "returned a NoneType, no sink"),
+    "raises in feed": ("raises", "raised in feed"),
+    "raises in end": ("raises", "raised in end"),
+    "raises after end": ("raises", "raised in end"),
+    "raises in on_end": ("raises", "raised in on_end: ZeroDivisionError"),
+    "is cancelled in on_end": ("raises", "raised in on_end: CancelledError"),
+    "goes on after the end": ("late", "fed chunks after the end"),
+    "answers": None,
+    "stops twice": None,
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+async def test_the_others_are_told(name):
+    report = await contract(EVERY[name])
+    if TOLD[name] is None:
+        assert () == report.findings
+        return
+    promise, seen = TOLD[name]
+    assert any(finding.promise == promise and seen in finding.seen for finding in report.findings), str(report)
+
+
+class Replaces(Plugin):
+    """Puts one word for another, and sees no word that is cut."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        return TextSink(sink, lambda text, last: (text.replace("cat", "dog"), ""))
+
+
+class HoldsBeginnings(Plugin):
+    """The same, rightly."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        def replaced(text: str, last: bool) -> tuple[str, str]:
+            *whole, rest = text.split("cat")
+            held = "" if last else begun(rest, "cat")
+            return "dog".join([*whole, rest.removesuffix(held)]), held
+
+        return TextSink(sink, replaced)
+
+
+class SharesItsState(Plugin):
+    """The same, with what is held on the plugin."""
+
+    held = ""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        def replaced(text: str, last: bool) -> tuple[str, str]:
+            *whole, rest = (self.held + text).split("cat")
+            self.held = "" if last else begun(rest, "cat")
+            return "dog".join([*whole, rest.removesuffix(self.held)]), ""
+
+        return TextSink(sink, replaced)
+
+
+class Remembers(Plugin):
+    """Says the second one that it has seen the first."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        seen, self.seen = getattr(self, "seen", False), True
+        return TextSink(sink, lambda text, last: (text + " Again?" if seen else text, ""))
+
+
+class ChangesChunks(Plugin):
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Changing(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                for choice in chunk.json.get("choices", ()):
+                    choice["index"] = 7
+                super().feed(chunk)
+
+        return Changing(sink)
+
+
+class PausesForGood(Plugin):
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        ex.pause(self)
+        return sink
+
+
+class PausesForGoodAtOnce(Plugin):
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex.pause(self)
+
+
+class EndsTwice(Plugin):
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Ending(Wrapping):
+            def end(self, outcome: Outcome) -> None:
+                super().end(outcome)
+                super().end(outcome)
+
+        return Ending(sink)
+
+
+class KeepsTheEndOfThoseWhoLeave(Plugin):
+    """Swallows one kind of end only."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Keeping(Wrapping):
+            def end(self, outcome: Outcome) -> None:
+                if outcome.kind != "client_gone":
+                    super().end(outcome)
+
+        return Keeping(sink)
+
+
+class StaysWhenTheClientLeaves(Plugin):
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return None
+
+
+class Promises(Plugin):
+    gives = (STOPPED_BY,)
+
+
+class GivesAnotherType(Plugin):
+    gives = (Key("number", int),)
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex[self.gives[0]] = "one"
+
+
+class GivesAList(Plugin):
+    gives = (Key("numbers", list[int]),)
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex[self.gives[0]] = [1]
+
+
+async def test_types_that_cannot_be_asked_are_taken():
+    await keeps_contract(GivesAList)
+
+
+class AnswersWithBody(Plugin):
+    """Answers a request for a stream as if it were none."""
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        return Reply((Chunk.body(frames.body("Hello")),))
+
+
+class SetsABadHeader(Plugin):
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex.reply_headers["x-asked"] = 5
+
+
+class LeavesATask(Plugin):
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        self.task = asyncio.create_task(asyncio.Event().wait())
+
+
+class SpawnsWhatFails(Plugin):
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        ex.spawn(fail())
+
+
+class CannotReadTools(Plugin):
+    """Takes every frame for one of text."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Reading(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                len(chunk.json["choices"][0]["delta"].get("content", ""))
+                super().feed(chunk)
+
+        return Reading(sink)
+
+
+WRONG = {
+    "cut": Replaces,
+    "state": SharesItsState,
+    "chunks": ChangesChunks,
+    "pause": PausesForGood,
+    "end": KeepsTheEndOfThoseWhoLeave,
+    "leave": StaysWhenTheClientLeaves,
+    "gives": Promises,
+    "answer": AnswersWithBody,
+    "tasks": LeavesATask,
+    "raises": CannotReadTools,
+}
+
+
+@pytest.mark.parametrize(("promise", "plugin"), WRONG.items())
+async def test_what_is_broken_is_named(promise, plugin):
+    assert promise in await promises(plugin, answer="A cat, two cats.", patience_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("promise", "plugin"),
+    [
+        ("state", Remembers), ("pause", PausesForGoodAtOnce), ("end", EndsTwice), ("end", SwallowsTheEnd), ("gives", GivesAnotherType),
+        ("answer", SetsABadHeader), ("tasks", SpawnsWhatFails),
+    ],
+)  # fmt: skip
+async def test_nothing_else_is_named(promise, plugin):
+    assert {promise} == await promises(plugin, patience_s=0.2)
+
+
+def test_every_subject_is_tried():
+    assert EVERY.keys() - WELL_BEHAVED.keys() == TOLD.keys()
+
+
+def test_every_promise_is_tried():
+    """Each that a report can name is broken by somebody above."""
+    named = {*WRONG, *(told[0] for told in TOLD.values() if told), "memory"}
+    assert set(REMEDIES) == named
+
+
+async def test_an_instance_stands_for_its_configuration():
+    """Nothing is found; the same of a function that makes one. The instance itself is left as it was."""
+    plugin = HoldsBeginnings()
+    for given in (plugin, HoldsBeginnings):
+        report = await keeps_contract(given, answer="A cat, two cats.")
+        assert ((), ()) == (report.findings, report.notes)
+        assert report.conversations >= 80
+    assert "kept" in str(report)
+
+
+async def test_what_is_raised_says_what_to_do():
+    with pytest.raises(AssertionError) as told:
+        await keeps_contract(Replaces, answer="A cat.")
+    assert "cut: it let another reply through (a character an event and" in str(told.value)
+    assert "hold its beginning until more has come" in str(told.value)
+
+
+async def test_what_may_be_broken():
+    """One that has to see the whole reply says so, and is still held to the rest."""
+    await keeps_contract(WELL_BEHAVED["holds"], but=["memory"])
+    with pytest.raises(AssertionError, match="cut: "):
+        await keeps_contract(Replaces, answer="A cat.", but=["memory"])
+
+
+async def test_an_on_end_that_does_not_return(monkeypatch):
+    """Is waited for once."""
+    monkeypatch.setattr("relay.chain.END_TIMEOUT_S", 0.01)
+    report = await contract(NeverEnds)
+    assert 1 == report.conversations
+    assert ["raises"] == [finding.promise for finding in report.findings]
+
+
+async def test_one_that_answers():
+    """Is told that nothing else was tried."""
+    report = await contract(EVERY["answers"])
+    assert "answers this request itself" in report.notes[0]
+
+
+class Twice(Plugin):
+    """Lets two requests through, as a limit does."""
+
+    left = 2
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        self.left -= 1
+        if self.left < 0:
+            await EVERY["rejects"]().on_request(ex)
+
+
+async def test_a_fresh_one_is_taken_where_a_limit_is_reached():
+    report = await contract(Twice)
+    assert () == report.findings
+
+
+class ReadsEveryRequest(Plugin):
+    serves = frozenset({"chat", "models"})
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex.request.set("user", "me")
+
+
+async def test_requests_for_other_things():
+    """Have no chat completion in them."""
+    report = await contract(ReadsEveryRequest)
+    [finding] = report.findings
+    assert ("raises", ("a request for models",)) == (finding.promise, finding.cases)
+    assert "has no chat request" in finding.seen
+
+
+async def test_routes_are_not_tried():
+    """And that is told."""
+    report = await contract(WELL_BEHAVED["registered: bingcheng"])
+    assert "translate was not tried" in report.notes[0]
+
+
+class Opens(Plugin):
+    """Knows whether it is open."""
+
+    @asynccontextmanager
+    async def lifespan(self, services):
+        self.open = True
+        yield
+        self.open = False
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        assert self.open
+
+
+class NeedsAKey(Plugin):
+    needs = (CALLER, Key("caller", str))
+
+
+async def test_it_is_open_and_in_its_place():
+    await keeps_contract(Opens)
+    with pytest.raises(Exception, match="no plugin before it gives it"):
+        await contract(NeedsAKey)
+
+
+class Counts(Plugin):
+    needs_store = True
+
+
+async def test_one_that_needs_a_store():
+    with pytest.raises(ValueError, match="give lent=Lent"):
+        await contract(Counts)
+    await keeps_contract(Counts, lent=Lent(store=ScriptedStore({})))
+
+
+async def test_no_handler_of_the_loop_is_left():
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    await contract(SpawnsWhatFails)
+    assert before is loop.get_exception_handler()
