@@ -109,6 +109,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.assembly"}),
     frozenset({"relay.effect"}),
     frozenset({"relay.chain", "relay.gate", "relay.degraded"}),
+    frozenset({"relay.fitting"}),
     frozenset({"relay.section"}),
     frozenset({"relay.judge"}),
     frozenset({"relay.consultant"}),

@@ -50,6 +50,7 @@ class Audit(Plugin):
     on_failure: Literal["closed", "open"] = "closed"
     max_file_mb: Annotated[int, Meta(ge=1, le=10_000)] = 100
 
+    guards: ClassVar[bool] = True
     serves: ClassVar[frozenset[Operation]] = frozenset(OPERATIONS)
 
     _policy: Policy = dataclasses.field(init=False)

@@ -40,6 +40,7 @@ class Pii(Plugin):
     follow; without it only what may be the beginning of a number is.
     """
 
+    guards: ClassVar[bool] = True
     gives: ClassVar[tuple[Key[Any], ...]] = (MASKED,)
 
     kinds: tuple[Literal["phone", "id_number", "bank_card", "email"], ...] = (
