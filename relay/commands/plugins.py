@@ -109,8 +109,8 @@ def _options(each: Described) -> Iterator[str]:
 
 _COMMON_TEXT: Final = (
     "Every plugin has besides: `budget_ms`, how long it may keep a request on its way in, and `over_budget`, whether a request",
-    "for which that was not enough is refused, or passed on as if the plugin were not there (not for those that guard: `auth`,",
-    '`moderation`, `quota`, `rate_limit`). The log and `relay_plugin_requests_total{outcome="overdue"}` name the plugin.',
+    "for which that was not enough is refused, or passed on as if the plugin were not there (not for those that guard: `audit`,",
+    '`auth`, `moderation`, `pii`, `quota`, `rate_limit`). The log and `relay_plugin_requests_total{outcome="overdue"}` name it.',
 )
 
 
