@@ -16,7 +16,7 @@ from relay.pure.openai import told_tokens
 
 # What else stands in the line of a request, of one that was none.
 _NOTHING_MORE: Mapping[str, object] = dict.fromkeys(
-    "caller model stream upstream chunks duration_ms first_byte_ms first_text_ms upstream_ms moderation_ms relay_ms "
+    "caller chain model stream upstream chunks duration_ms first_byte_ms first_text_ms upstream_ms moderation_ms relay_ms "
     "plugins_ms input_tokens output_tokens".split()
 )
 

@@ -88,6 +88,8 @@ api_key = "sk-{second_upstream_key}"
 models = ["closed"]
 priority = -1
 [[plugins]]
+use = "audit"
+[[plugins]]
 use = "auth"
 keys = [{{ name = "k", key = "sk-{client_key}" }}]
 [[plugins]]
@@ -115,6 +117,12 @@ use = "history"
 max_chars = 300000
 [[plugins]]
 use = "talkative:Talkative"
+budget_ms = 500
+[[chains]]
+name = "few"
+match = {{ models = ["closed"] }}
+[[chains]]
+name = "most"
 """
 
 

@@ -47,6 +47,8 @@ class Talkative(Plugin):
         if "break:group" in said:
             raise ExceptionGroup(said, [Quoting(said), KeyError(said)])
         loop = asyncio.get_running_loop()
+        if "break:overdue" in said:
+            await loop.create_future()
         if "break:callback" in said:
             loop.call_soon(partial(breaks, "callback", said))
             loop.call_soon(breaks, "callback", said)
