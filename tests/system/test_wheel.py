@@ -91,9 +91,9 @@ def test_it_registers_what_is_built_in(installed):
     assert ["console_scripts", "relay"] in registered
     assert ["pytest11", "moderelay"] in registered
     moderators = [name for group, name in registered if group == "relay.moderators"]
-    assert ["lexicon", "tencent"] == moderators
+    assert ["lexicon", "tencent", "webhook"] == moderators
     plugins = [name for group, name in registered if group == "relay.plugins"]
-    assert ["auth", "bingcheng", "history", "moderation", "parameters", "quota", "rate_limit"] == plugins
+    assert "audit auth bingcheng cache history moderation otel parameters pii quota rate_limit".split() == plugins
 
 
 def test_it_keeps_keys(installed, tmp_path):

@@ -93,6 +93,27 @@ async def stopped(pid):
             os.kill(pid, signal.SIGCONT)
 
 
+@asynccontextmanager
+async def halting(pid):
+    """The process does nothing for most of the time."""
+
+    async def halt():
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(0.25)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.05)
+
+    halts = asyncio.create_task(halt())
+    try:
+        yield
+    finally:
+        halts.cancel()
+        await asyncio.wait((halts,))
+
+
 async def crowd(watch, load):
     """Many streams at once. How many of them were whole, of how many, and how often they were scraped meanwhile."""
     series = "sum(relay_open_streams{JOB})"
@@ -248,6 +269,8 @@ class Lenient(Hurt):
         )
         opaque = increased('relay_released_unverified_characters_total{JOB,reason="opaque"}')
         await self.while_asked("replies hold what is no text", opaque, 0.2, lambda _: load.ask(user, content="opaque"))
+        slow = "histogram_quantile(0.95, sum by (le) (rate(relay_store_seconds_bucket{JOB}[4s]))) > 0.1"
+        await self.while_so("store slow", slow, halting(relay.life.server))
         back = "relay_journal_entries{JOB} == 0 and relay_store_up{JOB} == 1"
         full = "relay_journal_entries{JOB} > 1200 and relay_store_up{JOB} == 0"
         # Requests without anything to moderate, as many as there have to be for a journal that is noticed.
