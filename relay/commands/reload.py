@@ -15,6 +15,7 @@ from relay.admin_reload import PATH
 from relay.commands.attached import fail
 from relay.commands.options import config_option
 from relay.commands.running import addressed, url_option
+from relay.config import ADMIN_TOKEN
 
 # Longer than any plugin may take to open, one worker after the other.
 _ANSWER_S: Final = 600.0
@@ -39,7 +40,10 @@ def reload(path: Path, url: str | None) -> None:
     try:
         status, body = asyncio.run(_ask(where.rstrip("/") + PATH, token))
     except (ClientError, TimeoutError, OSError) as error:
-        fail(f"The relay at {where} does not answer ({type(error).__name__}); is it running?")
+        fail(
+            f"The relay at {where} does not answer ({type(error).__name__}); is it running? If [admin] was changed in {path} "
+            f"since it was started, say by --url where it listens, with its token in {ADMIN_TOKEN}."
+        )
     if status == 200:
         click.echo("Reloaded.")
         return
