@@ -59,6 +59,8 @@ def phone_lengths(digits: str) -> tuple[int, int]:
 _PROVINCES: Final = frozenset(
     "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 82 83".split()
 )
+_PROVINCES_BEGUN: Final = {province[:length] for province in _PROVINCES for length in range(3)}
+_CENTURIES_BEGUN: Final = frozenset(("", "1", "2", "19", "20"))
 _ID_BEGUN: Final = re.compile(r"[0-9]{1,17}[0-9Xx]?")
 
 
@@ -80,9 +82,7 @@ def may_be_id_number(digits: str) -> bool:
     if _ID_BEGUN.fullmatch(digits) is None or (digits[-1] in "Xx" and len(digits) != 18):
         return False
     province = digits[1:3] if digits[0] == "9" else digits[:2]
-    return any(each.startswith(province) for each in _PROVINCES) and any(
-        each.startswith(digits[6:8]) for each in ("19", "20")
-    )
+    return province in _PROVINCES_BEGUN and digits[6:8] in _CENTURIES_BEGUN
 
 
 # Bank cards: ISO/IEC 7812. The first digits from … to, and how many digits there are then.
