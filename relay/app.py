@@ -243,7 +243,9 @@ class App:
         """Tell the log of a fault of ours, in an `except` clause, and have the client told in one line."""
         ex = reply.ex
         reply.failed = True
-        header = unsendable({**ex.reply_headers, **(reply.writer.headers if reply.writer is not None else {})})
+        header = unsendable(ex.reply_headers)
+        if header is None and reply.writer is not None:
+            header = unsendable(reply.writer.headers)
         if header is not None:
             self._log.error("a reply header cannot be sent", request_id=ex.id, header=header[:64])
         else:

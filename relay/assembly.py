@@ -29,6 +29,16 @@ class Storeless(Protocol):
         ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """A plugin that counts in the store, where two that a request meets must not count as one."""
+
+    @property
+    def counts_as(self) -> str:
+        """What those that count together have in common."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Registries:
     """Where names in the configuration lead."""
@@ -68,7 +78,7 @@ def assemble(config: Config, *, environ: Mapping[str, str] = os.environ) -> Chai
     building = _Building(config, environ)
     head = building.build(config.plugins, "plugins")
     behind = [
-        building.build(branch.plugins, f"chains[{position}].plugins", f"{branch.name}/")
+        building.build(branch.plugins, f"chains[{position}].plugins", f"{branch.name}/", behind=head)
         for position, branch in enumerate(config.chains)
     ]
     if not building.problems:
@@ -103,9 +113,12 @@ class _Building:
         self._context = self._known.context(config.folder, environ)
         self._units: set[str] = set()
 
-    def build(self, tables: Sequence[Mapping[str, object]], path: str, prefix: str = "") -> _Built:
-        """The plugins of the tables at `path`; their names begin with `prefix`."""
+    def build(
+        self, tables: Sequence[Mapping[str, object]], path: str, prefix: str = "", behind: _Built | None = None
+    ) -> _Built:
+        """The plugins of the tables at `path`; their names begin with `prefix`. behind: those that requests met before."""
         built = _Built([], [])
+        met = [plugin for _, plugin in behind.plugins] if behind is not None else []
         for position, table in enumerate(tables):
             where = f"{path}[{position}]"
             use = str(table["use"])
@@ -114,7 +127,8 @@ class _Building:
             except ConfigError as error:
                 self.problems += error.problems
                 continue
-            self._judge(plugin, use, where)
+            self._judge(plugin, use, where, met)
+            met.append(plugin)
             name = _unique(prefix + use.rpartition(":")[2], [name for name, _ in built.plugins])
             built.plugins.append((name, plugin))
             built.places.append(where)
@@ -126,8 +140,8 @@ class _Building:
         except ConfigError as error:
             raise error.at(where) from error
 
-    def _judge(self, plugin: Plugin, use: str, where: str) -> None:
-        """What a plugin that is sound by itself cannot do here."""
+    def _judge(self, plugin: Plugin, use: str, where: str, met: Sequence[Plugin]) -> None:
+        """What a plugin that is sound by itself cannot do here, behind others."""
         if self._config.store.scheme == "memory":
             if plugin.needs_store:
                 self.problems.append(
@@ -136,10 +150,18 @@ class _Building:
                 )
             if isinstance(plugin, Storeless) and (why := plugin.storeless_problem()):
                 self.problems.append(f"{where} ({use}): {why}")
+        elif isinstance(plugin, Counting) and any(
+            isinstance(other, Counting) and other.counts_as == plugin.counts_as for other in met
+        ):
+            self.problems.append(
+                f"{where}: {use!r} would count each request once more as {plugin.counts_as!r}; give one of them "
+                'another name, as in name = "second"'
+            )
         if isinstance(plugin, Metered):
             if plugin.unit in self._units:
                 self.problems.append(
-                    f"{where}: {use!r} would charge for the same {plugin.unit} once more; remove one of them"
+                    f"{where}: {use!r} would charge for the same {plugin.unit} once more; remove one of them, and put the other "
+                    "into [[plugins]] if it is for several chains"
                 )
             self._units.add(plugin.unit)
 

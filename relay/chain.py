@@ -110,6 +110,8 @@ class Chain:
                             "It takes too long to look at this request. Try again.", code="overdue"
                         ) from None
                     links = tuple(other for other in links if other is not link)
+                    for key in (*link.plugin.gives, *link.plugin.tells):
+                        ex.pop(key, None)
                     started = ended
                     continue
                 except BaseException as cause:
@@ -127,6 +129,8 @@ class Chain:
                         raise self._named(
                             link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"), ex
                         )
+                    if not isinstance(reply.headers, Mapping):
+                        raise self._named(link, "on_request", TypeError("a Reply's headers have to be a mapping"), ex)
                     return reply
                 steps.append((name, "passed", ended - started))
                 started = ended
@@ -239,11 +243,14 @@ async def _within(budget_s: float, work: Coroutine[Any, Any, T], waits_for: Any)
     timer = asyncio.timeout(budget_s)
     try:
         async with timer:
-            return await _rest(work, waits_for)
-    except TimeoutError:
-        if timer.expired():
-            raise OverdueError(f"has taken longer than {budget_s:g} s") from None
+            done = await _rest(work, waits_for)
+    except Exception as cause:
+        if timer.expired():  # whatever it made of being told to stop
+            raise OverdueError(f"has taken longer than {budget_s:g} s") from cause
         raise
+    if timer.expired():
+        raise OverdueError(f"has taken longer than {budget_s:g} s, and went on when it was told to stop")
+    return done
 
 
 @coroutine

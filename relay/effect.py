@@ -46,11 +46,12 @@ def _hidden(branch: Branch, before: Sequence[Branch]) -> str:
 
 def _unmatched(match: Match, config: Config, chain: Chain) -> Iterator[str]:
     """What of it nothing would fit."""
-    given = {key for link in chain.head.links for key in link.plugin.gives}
+    sure = [link.plugin for link in chain.head.links if link.plugin.over_budget == "refuse"]
+    given = {key for plugin in sure for key in plugin.gives}
     if match.keys and CALLER not in given:
-        yield "keys: no plugin of [[plugins]] says whose key a request came with; add `auth` there"
+        yield "keys: no plugin of [[plugins]] that may not be passed over says whose key a request came with; add `auth` there"
     if match.labels and API_KEY not in given:
-        yield "labels: no plugin of [[plugins]] says what is known of a key; add `auth` there"
+        yield "labels: no plugin of [[plugins]] that may not be passed over says what is known of a key; add `auth` there"
     routes = [*ROUTES, *chain.routes]
     for route in match.routes or ():
         if not any(fits(served, route) for served in routes):

@@ -14,6 +14,11 @@ def misfits(head: Section, branches: Sequence[Section]) -> list[str]:
     """Sentences about plugins that cannot do what they promise where they stand, each with its place and what to do."""
     behind = [link for branch in branches for link in branch.links]
     problems = [*_routes_of(head.links), *_problems(head.links, behind=behind)]
+    problems += (
+        f"{_at(link)}plugin {link.name!r} gives the replies of one chain to the requests of another; put it last in each of [[chains]]"
+        for link in head.links
+        if link.plugin.repeats and branches
+    )
     for branch in branches:
         problems += _problems(branch.links, before=head.links)
         problems += (
@@ -44,10 +49,10 @@ def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Seq
     for position, link in enumerate(links):
         if link.plugin.guards and link.plugin.over_budget == "pass":
             yield f'{_at(link)}plugin {link.name!r} may not be passed over: write over_budget = "refuse", or leave it out'
-        for giver in (*before, *links[:position]):
-            if giver.plugin.over_budget == "pass" and (
-                missed := set(giver.plugin.gives).intersection(link.plugin.needs)
-            ):
+        earlier = (*before, *links[:position])
+        sure = {key for other in earlier if other.plugin.over_budget == "refuse" for key in other.plugin.gives}
+        for giver in earlier:
+            if missed := set(giver.plugin.gives).intersection(link.plugin.needs) - sure:
                 names = ", ".join(sorted(key.name for key in missed))
                 yield (
                     f"{_at(giver)}plugin {giver.name!r} may be passed over, and {link.name!r} needs {names} of it; "
@@ -56,7 +61,7 @@ def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Seq
         for problem in hook_problems(type(link.plugin)):
             yield f"{_at(link)}plugin {link.name!r}: {problem}"
         for key in link.plugin.needs:
-            for problem in _unmet(link, key, (*before, *links[:position]), links[position + 1 :]):
+            for problem in _unmet(link, key, earlier, links[position + 1 :]):
                 yield f"{_at(link)}{problem}"
         used = {*link.plugin.uses} - {*link.plugin.needs}
         for other in (*links[position + 1 :], *behind):

@@ -108,6 +108,7 @@ class Plugin(Options):
     routes: public paths that it adds, for POST: a dialect, whose requests `translate` makes chat completions of.
     needs_store: it cannot do without one that survives the process and that all processes share; `memory:` is refused.
     guards: no request may go on without it: `over_budget = "pass"` is refused.
+    repeats: it answers with what those behind it have made of another reply; it is refused in front of `[[chains]]`.
 
     Two options every plugin has. budget_ms: how long `on_request` may take. over_budget: what becomes of a request for which
     that was not enough: "refuse" it, or "pass" it on as if the plugin were not there.
@@ -124,6 +125,7 @@ class Plugin(Options):
     routes: ClassVar[tuple[str, ...]] = ()
     needs_store: ClassVar[bool] = False
     guards: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
 
     @asynccontextmanager
     async def lifespan(self, services: Services) -> AsyncIterator[None]:

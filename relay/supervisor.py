@@ -278,6 +278,8 @@ class Supervisor:
                 self._on_described(report.key_names, report.grants)
             if report.leave and worker.state == "serving":
                 self._dismiss(worker)
+            elif report.leave:
+                worker.line.send(Order("drain"))
             if report.state == "serving" and worker.state == "starting":
                 self._serves(worker)
         status = await worker.process.wait()
@@ -340,8 +342,7 @@ class Supervisor:
         else:
             worker.line.send(Order("retire"))
         worker.state = "leaving"
-        leaving = [(each.started_at, each.number) for each in self._workers.values() if each.state == "leaving"]
-        for number in outstayed(leaving, self._wanted.config.server.workers):
+        for number in outstayed(each.member for each in self._workers.values()):
             self._workers[number].line.send(Order("drain"))
         self._news.set()
 

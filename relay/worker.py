@@ -110,7 +110,7 @@ class Worker:
             if self._retiring:
 
                 async def drained() -> None:
-                    await hurried(relay.app.drain(server.drain_s), self._now, now)
+                    await hurried(relay.app.drain(server.shutdown_delay_s + server.drain_s), self._now, now)
 
                 await hurried(relay.retire(None, deaf), self._drain, drained)
             else:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Annotated, ClassVar, Final, NamedTuple, get_args
 
@@ -30,7 +30,7 @@ from relay.exchange import CALLER, Exchange, Key, Operation
 from relay.keys import API_KEY, ApiKey, Limits
 from relay.limits import MAX, NOTHING, Admission, Dimension, Limiter, Rates, Scope, Share, Standing
 from relay.metrics import Metrics
-from relay.options import ConfigError, Table
+from relay.options import Table
 from relay.plugin import Plugin, Reply, Services, Sink
 from relay.pure import meter
 from relay.pure.cost import MEDIA_TOKENS, MESSAGE_TOKENS, said
@@ -128,9 +128,14 @@ class RateLimit(Plugin):
         pulse = services.pulse
         self._limiter = Limiter(self.name, services.store, lambda: pulse.replicas if pulse is not None else 1)
         promising = services.metrics.store.promising("slot", lambda: self._limiter.slots)
-        with _named_once(services, self.name), promising:
+        with promising:
             async with self._limiter.running():
                 yield
+
+    @property
+    def counts_as(self) -> str:
+        """Two of one name, in one store, are one count."""
+        return f"rate_limit {self.name}"
 
     # Requests
 
@@ -199,22 +204,6 @@ class RateLimit(Plugin):
         return sink if count is None else _Meter(count, sink)
 
 
-_names: Final[set[tuple[int, str]]] = set()  # of those that are open, with their store
-
-
-@contextmanager
-def _named_once(services: Services, name: str) -> Iterator[None]:
-    """Raises ConfigError if another one of its chain counts under this name: each request would be counted as one."""
-    key = id(services), name
-    if services.store is not None and key in _names:
-        raise ConfigError(f'two plugins rate_limit are named {name!r}; give one of them another, as in name = "second"')
-    _names.add(key)
-    try:
-        yield
-    finally:
-        _names.discard(key)
-
-
 class _Request:
     """A request that was let in. prompt: what it says; share: what it may use; count: of its reply, if that is metered."""
 
@@ -239,7 +228,8 @@ class _Request:
         if count is None:
             return None
         nothing_came = not count.characters and count.usage is None
-        if not ex.asked or (nothing_came and ex.outcome is not None and ex.outcome.kind == "upstream_error"):
+        failed = ex.outcome is not None and ex.outcome.kind == "upstream_error"
+        if nothing_came and (failed or not ex.asked):
             return NOTHING
         reported = count.reported
         tokens = sum(reported) if reported is not None else self.prompt.tokens + math.ceil(count.estimated_tokens)

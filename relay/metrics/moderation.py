@@ -86,7 +86,7 @@ class ModerationMetrics:
         self._ceiling = gauges(families.RATE_CEILING, registry)
         self._rate = gauges(families.RATE_ALLOWED, registry)
         self._waiting = gauges(families.CHECKS_WAITING, registry)
-        self._looks: dict[str, list[Callable[[], Standing]]] = {}  # of a name the last one counts
+        self._looks: dict[str, list[Callable[[], Standing]]] = {}  # of one name there may be some, in several chains
         self.add_moderator(OTHER, ())
 
     def add_moderator(self, name: str, labels: Iterable[str]) -> None:
@@ -106,11 +106,12 @@ class ModerationMetrics:
     def look(self) -> None:
         """Set the gauges to what is now."""
         for name, looks in tuple(self._looks.items()):
-            standing = looks[-1]() if looks else _AWAY
-            self._breaker[(name,)].set(BREAKER_STATES.index(standing.breaker))
-            self._ceiling[(name,)].set(standing.ceiling)
-            self._rate[(name,)].set(standing.rate)
-            self._waiting[(name,)].set(standing.waiting)
+            standings = [stand() for stand in looks] or [_AWAY]
+            worst = max(standings, key=lambda each: BREAKER_STATES.index(each.breaker))
+            self._breaker[(name,)].set(BREAKER_STATES.index(worst.breaker))
+            self._ceiling[(name,)].set(worst.ceiling)
+            self._rate[(name,)].set(worst.rate)
+            self._waiting[(name,)].set(sum(each.waiting for each in standings))
 
     def scanned(self, characters: int) -> None:
         """So much of a request was read along, and nothing was found: `moderated` need not be told."""

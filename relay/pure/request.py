@@ -31,6 +31,7 @@ from relay.pure.surfaces import is_opaque
 MAX_BRACKETS: Final = 10_000
 MAX_MARKS: Final = 40_000  # brackets, commas and colons: a value or a key has about one each
 MAX_CHOICES: Final = 128
+MAX_MODELS: Final = 32  # that are to be tried in place of the first
 
 _RAW_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW_ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -184,8 +185,22 @@ class ChatRequest(JsonObject):
             raise InvalidRequest("`stream` has to be true or false.", "invalid_stream", "stream")
         if n is not None and (type(n) is not int or not 1 <= n <= MAX_CHOICES):
             raise InvalidRequest(f"`n` has to be a whole number from 1 to {MAX_CHOICES}.", "invalid_n", "n")
+        self._check_models()
         self._read(messages)
         self._look()
+
+    def _check_models(self) -> None:
+        """Whoever reads it sees the same models: their names decide who may ask, and which plugins a request meets."""
+        parsed = self._parsed
+        for name in parsed.keys() - _PARAMETERS:
+            if name != "models" and name.lower().replace("\u017f", "s") in ("model", "models"):
+                raise InvalidRequest("Write `model` and `models` in small letters.", "invalid_model", "model")
+        if "models" in parsed and parsed["models"] is not None:
+            others = parsed["models"]
+            if type(others) is not list or len(others) > MAX_MODELS or {*map(type, others)} - {str}:
+                raise InvalidRequest(
+                    f"`models` has to be a list of at most {MAX_MODELS} names.", "invalid_model", "models"
+                )
 
     def _look(self) -> None:
         given = self._parsed.get

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
-# So many sets of workers may be there still, for replies that began on them.
+# Of so many reloads there may be workers still, for replies that began on them.
 MAX_FORMER: Final = 4
 
 State = Literal["starting", "serving", "leaving"]
@@ -54,9 +54,11 @@ def plan(members: Iterable[Member], generation: int, wanted: int) -> Plan:
     return Plan(missing, tuple(dismissed))
 
 
-def outstayed(leaving: Iterable[tuple[float, int]], wanted: int) -> list[int]:
-    """The numbers of those that have had their time: (since when it is there, number) of the leaving → all but the latest."""
-    return [number for _, number in sorted(leaving)[: -MAX_FORMER * wanted]]
+def outstayed(members: Iterable[Member]) -> list[int]:
+    """The numbers of those that leave and have had their time: all but those of the latest generations."""
+    leaving = [member for member in members if member.state == "leaving"]
+    former = sorted({member.generation for member in leaving})
+    return [member.number for member in leaving if member.generation in former[:-MAX_FORMER]]
 
 
 def free_number(members: Iterable[Member]) -> int:

@@ -103,7 +103,8 @@ def test_one_quota_a_unit(folder: Path) -> None:
     tables = AUTH + plugin("quota") + plugin("quota", 'unit = "tokens"')
     assert [name for name, _ in built(folder, tables)] == ["auth", "quota", "quota#2"]
     assert problems(folder, tables + plugin("quota")) == [
-        "plugins[3]: 'quota' would charge for the same characters once more; remove one of them"
+        "plugins[3]: 'quota' would charge for the same characters once more; remove one of them, and put the other into "
+        "[[plugins]] if it is for several chains"
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from relay.assembly import assemble
 from relay.chain import Chain
 from relay.config import parse
+from relay.effect import branch_problems
 from relay.errors import Reject
 from relay.exchange import CALLER, Exchange, Outcome
 from relay.keys import API_KEY, ApiKey
@@ -149,17 +150,17 @@ def chain(name: str, match: str, plugins: str = "") -> str:
     return f'[[chains]]\nname = "{name}"\nmatch = {{ {match} }}\n{plugins}'
 
 
-def problems(text: str) -> list[str]:
+def problems(text: str, head: str = HEAD) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        assemble(parse(HEAD + text, Path("/conf/relay.toml"), {}))
+        assemble(parse(head + text, Path("/conf/relay.toml"), {}))
     return [re.sub(r"^/conf/relay\.toml:[0-9]+: ", "", problem, count=1) for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (chain("a", 'keys = ["n"]') + REST, ["chains[0].match.keys: no plugin of [[plugins]] says whose key a request came with; add `auth` there"]),
-        (chain("a", 'labels = { t = "x" }') + REST, ["chains[0].match.labels: no plugin of [[plugins]] says what is known of a key; add `auth` there"]),
+        (chain("a", 'keys = ["n"]') + REST, ["chains[0].match.keys: no plugin of [[plugins]] that may not be passed over says whose key a request came with; add `auth` there"]),
+        (chain("a", 'labels = { t = "x" }') + REST, ["chains[0].match.labels: no plugin of [[plugins]] that may not be passed over says what is known of a key; add `auth` there"]),
         (chain("a", 'models = ["gpt4"]') + REST, ["chains[0].match.models: no upstream serves 'gpt4'; did you mean 'gpt-4'?"]),
         (chain("a", 'models = ["gtp*"]') + REST, ["chains[0].match.models: no upstream serves 'gtp*'; there are 'gpt-3', 'gpt-4'"]),
         (chain("a", 'routes = ["/v1/chat"]') + REST, ["chains[0].match.routes: nothing is served at '/v1/chat'; there are '/v1/chat/completions', '/v1/models', '/v1/quota'"]),
@@ -180,6 +181,44 @@ def test_what_is_wrong(text: str, expected: list[str] | None) -> None:
         assert found[0].startswith("chains[0].plugins[0]: ")
     else:
         assert found == expected
+
+
+LIMIT = 'use = "rate_limit"\nrequests_per_minute = 1\n'
+SERVED = HEAD.replace('"memory:"', '"redis://127.0.0.1:1"')
+
+
+def test_two_that_count_as_one() -> None:
+    """In two chains no request meets both; in one, or in what all meet, it would be counted twice."""
+    own = f"[[chains.plugins]]\n{LIMIT}"
+    two = AUTH + chain("a", 'models = ["gpt-4"]', own) + REST + own
+    assert assemble(parse(SERVED + two, Path("/x/relay.toml"), {})).branches
+    twice = problems(AUTH + f"[[plugins]]\n{LIMIT}" + chain("a", 'models = ["gpt-4"]', own) + REST, SERVED)
+    assert twice == [
+        "chains[0].plugins[0]: 'rate_limit' would count each request once more as 'rate_limit default'; give one of them "
+        'another name, as in name = "second"'
+    ]
+
+
+def test_who_gives_the_replies_of_others() -> None:
+    """A cache that all meet would give what one chain lets pass to those of another."""
+    cache = '[[plugins]]\nuse = "cache"\n'
+    assert problems(AUTH + cache + chain("a", 'models = ["gpt-4"]') + REST) == [
+        "plugins[1]: plugin 'cache' gives the replies of one chain to the requests of another; put it last in each of [[chains]]"
+    ]
+    own = '[[chains.plugins]]\nuse = "cache"\n'
+    assert assemble(
+        parse(HEAD + AUTH + chain("a", 'models = ["gpt-4"]', own) + REST, Path("/x/relay.toml"), {})
+    ).branches
+
+
+def test_who_says_the_key_may_not_be_passed_over() -> None:
+    """Or its requests would go where nobody's go."""
+    named = Names(over_budget="pass")
+    config = parse(HEAD + chain("a", 'keys = ["n"]') + REST, Path("/x/relay.toml"), {})
+    sections = [Section([], name="a", match=config.chains[0].match), Section([], name="rest")]
+    [problem] = branch_problems(config, Chain([("names", named)], branches=sections))
+    assert problem.startswith("chains[0].match.keys: no plugin of [[plugins]] that may not be passed over")
+    assert branch_problems(config, Chain([("names", Names())], branches=sections)) == []
 
 
 def test_what_all_meet_gives() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,42 @@ async def test_passed() -> None:
     assert len(rig.raised) == 1
 
 
-async def test_in_time_after_all() -> None:
-    """Who hears that his time is over, and comes to an end by that, has come to an end."""
-    rig = Rig(Waits(budget_ms=1, then="goes on"))
+class Raises(Plugin):
+    """Makes something else of being told to stop."""
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        try:
+            await ex.loop.create_future()
+        finally:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("make", [lambda **options: Waits(then="goes on", **options), Raises])
+async def test_who_does_not_stop_when_told(make: Callable[..., Plugin]) -> None:
+    """Whatever a plugin makes of it: its time is over, and it is named."""
+    rig = Rig(make(budget_ms=1))
+    error = await rig.hold()
+    assert error is not None
+    assert error.code == "overdue"
+    assert rig.steps[-1] == ("subject", "overdue")
+    assert len(rig.raised) == 1
+    assert await Rig(make(budget_ms=1, over_budget="pass")).hold() is None
+
+
+async def test_nothing_of_what_it_gave_stays() -> None:
+    """Of one that is passed over nobody behind it hears."""
+
+    class Half(Plugin):
+        gives = (CALLER,)
+
+        async def on_request(self, ex: Exchange) -> Reply | None:
+            ex[CALLER] = "admin"
+            await ex.loop.create_future()
+            return None
+
+    rig = Rig(Half(budget_ms=1, over_budget="pass"))
     assert await rig.hold() is None
-    assert rig.plugin.seen == ["cancelled", "stream", "end"]
-    assert rig.raised == []
+    assert CALLER not in rig.ex
 
 
 async def test_its_own_time_out() -> None:

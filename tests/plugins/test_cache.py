@@ -161,6 +161,7 @@ class _Asking(dict[Any, Any]):
         super().__init__({CALLER: caller})
         self.request = self
         self.encode = body.encode
+        self.upstream_headers: dict[str, str] = {}
 
 
 # What is never kept
@@ -460,7 +461,7 @@ async def test_moderated_by_the_words_of_the_day() -> None:
     upstream = await run(Cache(), before=[_moderation("forbidden")], answer=answer)
     assert upstream.reply.data == stopped.reply.data
     assert "bidden" not in stopped.reply.text
-    assert "It is forbidden here" == (await run(cache, before=[_moderation("other")])).reply.text
+    assert (await run(cache, before=[_moderation("other")])).sent is not None  # nor is it kept any longer
 
 
 def _moderation(word: str) -> Moderation:
@@ -614,3 +615,69 @@ async def test_what_is_said_shows_nowhere() -> None:
     assert found is not None
     assert b"secret" in found[0].data
     assert "secret" not in f"{plugin!r} {found!r}"
+
+
+# What stands around it
+
+
+class Tenant(Plugin):
+    """Tells the upstream whose request it is."""
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex.upstream_headers["x-tenant"] = ex.headers["x-tenant"]
+        ex.upstream_headers["traceparent"] = f"00-{ex.headers['x-trace']}"
+        return None
+
+
+async def test_what_the_upstream_is_told_besides() -> None:
+    """Another header for the upstream may be another reply; another trace is none."""
+    plugin = Cache()
+
+    async def asked(tenant: str, trace: str) -> Ran:
+        return await run(plugin, before=[Tenant()], headers={"x-tenant": tenant, "x-trace": trace}, answer=[tenant])
+
+    assert [(await asked(*who)).reply.text for who in (("a", "1"), ("b", "2"), ("a", "3"))] == ["a", "b", "a"]
+    assert (await asked("b", "4")).sent is None
+
+
+class Changes(Plugin):
+    """Lets a reply pass until it does not."""
+
+    def __post_init__(self) -> None:
+        self.stops = False
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        if self.stops:
+            ex.loop.call_soon(ex.stop, Outcome("filtered"))
+        return sink
+
+
+async def test_what_is_stopped_when_it_is_given_again_is_forgotten() -> None:
+    """The upstream may say something else the next time."""
+    plugin, changes = Cache(), Changes()
+    await run(plugin, before=[changes], answer=["x"] * 500)
+    changes.stops = True
+    stopped = await run(plugin, before=[changes])
+    assert (stopped.sent, stopped.exchange.outcome.kind) == (None, "filtered")
+    changes.stops = False
+    assert (await run(plugin, before=[changes])).sent is not None
+
+
+async def test_chunks_are_known_as_an_upstreams_are() -> None:
+    """So that sinks that hold text treat them in the same way."""
+    seen: list[object] = []
+
+    class Looks(Plugin):
+        def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+            class Looking(Wrapping):
+                def feed(self, chunk: Chunk) -> None:
+                    seen.append(chunk.said)
+                    super().feed(chunk)
+
+            return Looking(sink)
+
+    plugin = Cache()
+    for _ in range(2):
+        await run(plugin, before=[Looks()], answer=["Hel", "lo"], cuts=None)
+    assert (0, "Hel") in seen[: len(seen) // 2]
+    assert seen[len(seen) // 2 :].count((0, "Hel")) == 1

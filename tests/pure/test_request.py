@@ -595,3 +595,24 @@ class TestUsage:
         given = {"include_usage": False, "include_obfuscation": False, "big": 10**60}
         sent = json.loads(ChatRequest(body(stream=True, stream_options=given)).sent_on(usage=True))
         assert {**given, "include_usage": True} == sent["stream_options"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Model": "b"}, {"MODEL": "b"}, {"Models": ["b"]}, {"model\u017f": ["b"]}, {"models": "b"}, {"models": {"a": 1}},
+        {"models": [{"name": "b"}]}, {"models": ["b"] * 33},
+    ],
+)  # fmt: skip
+def test_models_that_another_reader_would_see(fields):
+    """Servers in Go take `Model` for `model`: who is let in by the one is not to get the other."""
+    body = json.dumps({"model": "a", **fields, "messages": [{"role": "user", "content": "x"}]}).encode()
+    with pytest.raises(InvalidRequest) as refused:
+        ChatRequest(body)
+    assert refused.value.code == "invalid_model"
+
+
+def test_models_that_are_to_be_tried_in_place():
+    for models in (None, [], ["b", "c"]):
+        body = json.dumps({"model": "a", "models": models, "messages": [{"role": "user", "content": "x"}]}).encode()
+        assert ChatRequest(body).models == ("a", *(models or ()))

@@ -83,8 +83,8 @@ def test_the_wait_grows_to_a_bound(deaths):
 
 
 def test_who_has_outstayed():
-    """The oldest beyond four sets."""
-    leaving = [(float(at), at % 10) for at in range(10)]
-    assert outstayed(leaving, 2) == [0, 1]
-    assert outstayed(leaving, 3) == []
-    assert outstayed([], 1) == []
+    """Whoever leaves and is not of the latest four reloads, however many those are of each."""
+    leaving = [Member(number, number // 3, "leaving") for number in range(18)]
+    assert outstayed(leaving) == [0, 1, 2, 3, 4, 5]
+    assert outstayed([*leaving[6:], Member(20, 0, "serving")]) == []
+    assert outstayed([]) == []

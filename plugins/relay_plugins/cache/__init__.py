@@ -25,6 +25,7 @@ from multidict import istr
 from relay.exchange import CALLER, STOPPED_BY, Exchange, Key
 from relay.plugin import Plugin, Reply, Sink
 from relay.pure.openai import Chunk
+from relay.pure.plain import plain_text
 from relay.pure.sse import Decoder
 from relay_plugins.cache import directives
 from relay_plugins.cache.entries import OVERHEAD_BYTES, Entries, Entry
@@ -34,6 +35,7 @@ from relay_plugins.cache.recorder import Recorder
 STATUS: Final = istr("Cache-Status")
 AGE: Final = istr("Age")
 _CONTROL: Final = istr("Cache-Control")
+_TRACES: Final = frozenset(("traceparent", "tracestate"))
 
 # Longer streams are taken apart in a thread: an event, of some 250 bytes, takes 2 µs.
 INLINE_BYTES: Final = 131_072
@@ -60,11 +62,13 @@ class Cache(Plugin):
     max_reply_kb: Annotated[int, Meta(ge=1, le=4096)] = 512
     shared_by: Literal["key", "everyone"] = "key"
 
+    repeats: ClassVar[bool] = True
     needs: ClassVar[tuple[Key[Any], ...]] = (CALLER,)
     uses: ClassVar[tuple[Key[Any], ...]] = (CALLER, STOPPED_BY)  # nobody is told anything who is not let in
 
     _entries: Entries = dataclasses.field(init=False)
     _asked: Key[bytes] = dataclasses.field(init=False)
+    _hit: Key[bytes] = dataclasses.field(init=False)
     _recorder: Key[Recorder] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class Cache(Plugin):
             self.needs = ()  # type: ignore[misc] # there need not be callers
         self._entries = Entries(self.max_mb * 2**20, self.ttl_s)
         self._asked = Key("cache.asked", bytes)
+        self._hit = Key("cache.hit", bytes)
         self._recorder = Key("cache.recorder", Recorder)
 
     # Requests
@@ -88,6 +93,7 @@ class Cache(Plugin):
         asked = self._key(ex)
         found = self._entries.find(asked)
         if found is not None and wanted.store and found[1] < wanted.max_age_s:
+            ex[self._hit] = asked
             return await self._again(ex, *found)
         ex.reply_headers[STATUS] = f"relay; fwd={'miss' if found is None else 'request'}"
         if wanted.store:
@@ -96,15 +102,18 @@ class Cache(Plugin):
 
     def _key(self, ex: Exchange) -> bytes:
         caller = ex[CALLER] if self.shared_by == "key" else ""
+        # What plugins have the upstream told besides; whose trace a request belongs to changes no reply.
+        told = sorted(item for item in ex.upstream_headers.items() if item[0] not in _TRACES)
         # A key of its own, so that no caller's name and body can be read as another's.
-        whose = hashlib.blake2b(caller.encode("utf-8", "surrogatepass")).digest()
+        whose = hashlib.blake2b(repr((caller, told)).encode("utf-8", "surrogatepass")).digest()
         return hashlib.blake2b(ex.request.encode(), key=whose, digest_size=32).digest()
 
     async def _again(self, ex: Exchange, entry: Entry, age_s: float) -> Reply:
+        chunks = await _chunks(entry.data, streamed=ex.request.stream)
         ex.hides_usage = entry.hides_usage
         ex.reply_headers[STATUS] = f"relay; hit; ttl={int(self.ttl_s - age_s)}"
         ex.reply_headers[AGE] = str(int(age_s))
-        return Reply(await _chunks(entry.data, streamed=ex.request.stream), done=entry.done)
+        return Reply(chunks, done=entry.done)
 
     # Replies
 
@@ -120,6 +129,8 @@ class Cache(Plugin):
         # Taken out, as it knows the sinks and these know the exchange: what stands in a circle is not let go of at once.
         recorder: Recorder | None = ex.pop(self._recorder, None)
         outcome = ex.outcome
+        if self._hit in ex and (outcome is None or outcome.kind in ("filtered", "refused", "unavailable")):
+            self._entries.forget(ex[self._hit])  # those before us do not let it pass any more
         if recorder is None or outcome is None or outcome.kind != "completed" or outcome.error is not None:
             return
         said = recorder.said()
@@ -136,4 +147,8 @@ async def _chunks(data: bytes, *, streamed: bool) -> tuple[Chunk, ...]:
 
 def _events(data: bytes) -> tuple[Chunk, ...]:
     decoder = Decoder(Chunk)
-    return (*decoder.feed(data), *decoder.close())
+    chunks = (*decoder.feed(data), *decoder.close())
+    for chunk in chunks:  # as an upstream's are known, so that sinks treat them in the same way
+        if chunk.plain:
+            chunk.said = plain_text(chunk.data)
+    return chunks

@@ -54,6 +54,10 @@ class Entries:
         """Keep a reply, in the place of an older one. Raises ValueError if it is larger than all may be."""
         self._kept[key] = Entry(data, done, hides_usage, self._clock())
 
+    def forget(self, key: bytes) -> None:
+        """It is given no more."""
+        self._kept.pop(key, None)
+
     def __len__(self) -> int:
         return len(self._kept)
 

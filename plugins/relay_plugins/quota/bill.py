@@ -75,9 +75,10 @@ class Bill:
         prompt if an upstream had it. Of a reply that came whole the upstream's own count is taken, where that is what
         the unit counts.
         """
-        if not self.count.characters and not self._is_own_doing(outcome, asked):
+        reported = self.reported if outcome.kind == "completed" else None
+        if not self.count.characters and reported is None and not self._is_own_doing(outcome, asked):
             return 0
-        if outcome.kind == "completed" and (reported := self.reported) is not None:
+        if reported is not None:
             return self.tariff.cost(reported.prompt, reported.completion)
         return self.spent
 
