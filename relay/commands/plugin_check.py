@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager, redirect_stdout
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -121,6 +121,18 @@ def _value(text: str) -> str:
     return text
 
 
+_Table = tuple[str, Mapping[str, object]]
+"""Where a plugin stands in the configuration, and what is written there."""
+
+
+class _Place(NamedTuple):
+    """One of the places of a plugin. earlier: what stands before it."""
+
+    where: str
+    table: Mapping[str, object]
+    earlier: Sequence[_Table]
+
+
 class _Check:
     def __init__(self, told: _Told, target: str, folder: Path, config: Config | None) -> None:
         self._told = told
@@ -130,22 +142,64 @@ class _Check:
         self._context = self._known.context(folder, os.environ)
 
     def look(self, options: Sequence[str], headers: Mapping[str, str], answer: str | None) -> None:
-        """Say one thing after another, up to the first that makes all others pointless."""
+        """Say one thing after another, up to the first that makes all others pointless; of each place in the configuration."""
         what = "found"
         try:
             cls = self._found()
-            what = "options"
-            position, make = self._built(cls, options)
+            what = "config"
+            places = self._places(options)
+        except _Wrong as wrong:
+            self._told.wrong(what, *wrong.args)
+            return
+        except (ConfigError, SystemExit) as error:
+            self._told.wrong(
+                what,
+                *(error.problems if isinstance(error, ConfigError) else ("it ends the process when it is imported",)),
+            )
+            return
+        for place in places:
+            if len(places) > 1:
+                click.echo(f"  {place.where}")
+            self._look_at(cls, place, headers, answer)
+
+    def _look_at(self, cls: type[Plugin], place: _Place, headers: Mapping[str, str], answer: str | None) -> None:
+        what = "options"
+        try:
+            make = self._built(cls, place)
             what = "hooks"
             self._hooks(make())
             what = "needs"
-            before = self._before(make(), position)
+            before = self._before(make(), place.earlier)
+            what = "at work"
+            asyncio.run(self._try(make, before, headers, answer))
         except _Wrong as wrong:
             self._told.wrong(what, *wrong.args)
         except ConfigError as error:
             self._told.wrong(what, *error.problems)
-        else:
-            asyncio.run(self._try(make, before, headers, answer))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever the author has to mend
+            self._told.wrong(what, f"{type(error).__name__}: {error} ({_place(error)})")
+
+    def _places(self, options: Sequence[str]) -> list[_Place]:
+        """Where it stands: by the options given, or everywhere in the configuration."""
+        config = self._config
+        if config is None:
+            return [_Place(self._target, _table(options), ())]
+        head = [(f"plugins[{at}]", table) for at, table in enumerate(config.plugins)]
+        chains = [
+            [*head, *((f"chains[{at}].plugins[{number}]", table) for number, table in enumerate(branch.plugins))]
+            for at, branch in enumerate(config.chains)
+        ]
+        ways = [head, *chains]
+        places = {
+            where: _Place(where, table, tuple(way[:at]))
+            for way in ways
+            for at, (where, table) in enumerate(way)
+            if table["use"] == self._target
+        }
+        if not places:
+            used = ", ".join(dict.fromkeys(str(table["use"]) for way in ways for _, table in way)) or "none"
+            raise _Wrong(f"{config.path} has no plugin with use = {self._target!r}; it has {used}")
+        return list(places.values())
 
     def _found(self) -> type[Plugin]:
         try:
@@ -161,19 +215,11 @@ class _Check:
         self._told.good("found", f"{inspect.getsourcefile(cls)} ({brought[0] if brought else 'by its module'})")
         return cls
 
-    def _built(self, cls: type[Plugin], options: Sequence[str]) -> tuple[int, Callable[[], Plugin]]:
-        """Its place in the configuration, and what makes one."""
-        position, table, where = 0, _table(options), self._target
-        if self._config is not None:
-            places = [at for at, each in enumerate(self._config.plugins) if each["use"] == self._target]
-            if not places:
-                used = ", ".join(str(each["use"]) for each in self._config.plugins) or "none"
-                raise _Wrong(f"{self._config.path} has no [[plugins]] with use = {self._target!r}; it has {used}")
-            position = places[0]
-            table, where = self._config.plugins[position], f"plugins[{position}]"
+    def _built(self, cls: type[Plugin], place: _Place) -> Callable[[], Plugin]:
+        """What makes one."""
 
         def make() -> Plugin:
-            return build(cls, table, where, context=self._context)
+            return build(cls, place.table, place.where, context=self._context)
 
         try:
             shown = repr(make())
@@ -182,7 +228,7 @@ class _Check:
                 raise self._config.wrong(error.problems) from None
             raise _Wrong(*error.problems, "write each as -o NAME=VALUE, or --config relay.toml") from None
         self._told.good("options", shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…")
-        return position, make
+        return make
 
     def _hooks(self, plugin: Plugin) -> None:
         if problems := hook_problems(type(plugin)):
@@ -190,7 +236,7 @@ class _Check:
         link = Link(self._target, plugin)
         self._told.good("hooks", f"{', '.join(hooks(link)) or 'none'}; serves {', '.join(sorted(plugin.serves))}")
 
-    def _before(self, plugin: Plugin, position: int) -> list[Plugin]:
+    def _before(self, plugin: Plugin, earlier: Sequence[_Table]) -> list[Plugin]:
         """The plugins that it has to meet a request after, each with those that it needs itself."""
         before: list[Plugin] = []
         named = []
@@ -198,36 +244,35 @@ class _Check:
             names = _givers(self._known, key)
             named.append(f"{key.name} (given by {', '.join(names) or 'nothing that is installed'})")
             if key not in _STOOD_IN and not any(key in each.gives for each in before):
-                before += self._giver(key, names, position)
+                before += self._giver(key, names, earlier)
         given = ", ".join(key.name for key in plugin.gives)
         self._told.good("needs", f"{', '.join(named) or 'nothing'}; gives {given or 'nothing'}")
         return before
 
-    def _giver(self, key: Key[Any], names: Sequence[str], position: int) -> list[Plugin]:
+    def _giver(self, key: Key[Any], names: Sequence[str], earlier: Sequence[_Table]) -> list[Plugin]:
         if self._config is not None:
-            earlier = self._config.plugins[:position]
-            for at, table in enumerate(earlier):
+            for at, (where, table) in enumerate(earlier):
                 cls = self._known.plugins.find(str(table["use"]))
                 if key in cls.gives:
-                    giver = build(cls, table, f"plugins[{at}]", context=self._context)
-                    return [*self._needed(giver, at), giver]
+                    giver = build(cls, table, where, context=self._context)
+                    return [*self._needed(giver, earlier[:at]), giver]
             raise _Wrong(f"it needs {key.name!r}, and no plugin before it in {self._config.path} gives that")
         for name in names:
             try:
                 giver = build(self._known.plugins.find(name), {}, name, context=self._context)
             except ConfigError:
                 continue
-            return [*self._needed(giver, 0), giver]
+            return [*self._needed(giver, ()), giver]
         if names:
             raise _Wrong(f"it needs {key.name!r}; {names[0]}, which gives it, has options to be set: use --config")
         raise _Wrong(f"it needs {key.name!r}, and nothing that is installed gives that; install a plugin that does")
 
-    def _needed(self, giver: Plugin, position: int) -> list[Plugin]:
+    def _needed(self, giver: Plugin, earlier: Sequence[_Table]) -> list[Plugin]:
         return [
             each
             for key in giver.needs
             if key not in _STOOD_IN
-            for each in self._giver(key, _givers(self._known, key), position)
+            for each in self._giver(key, _givers(self._known, key), earlier)
         ]
 
     # At work

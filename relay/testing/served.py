@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,9 +44,14 @@ async def served(config: str, folder: Path | None = None) -> AsyncIterator[Serve
     folder: where its paths start. A table `[server]`, `[admin]` or `[store]` in the text is taken as it is. Raises
     ConfigError.
     """
-    ours = "".join(_FREE_PORTS.format(table=table) for table in ("server", "admin") if f"[{table}]" not in config)
-    ours += "" if "[store]" in config else _NO_STORE
+    ours = "".join(_FREE_PORTS.format(table=table) for table in ("server", "admin") if not _has(config, table))
+    ours += "" if _has(config, "store") else _NO_STORE
     stream = io.BytesIO()
     described = parse(f"{ours}{config}", (folder or Path.cwd()) / "relay.toml")
     async with running(described, configure(stream)) as relay:
         yield Served(f"http://127.0.0.1:{relay.public_port}", f"http://127.0.0.1:{relay.admin_port}", stream)
+
+
+def _has(config: str, table: str) -> bool:
+    """Whether a text has such a table, and not a comment that speaks of it."""
+    return re.search(rf"^\s*\[{table}\]", config, re.MULTILINE) is not None

@@ -108,7 +108,7 @@ def test_what_stands_in_a_configuration(folder: Path):
     assert (1, True) == (status, "relay.toml:8: plugins[0]" in said), said
     assert "did you mean 'many'" in said
     status, said = check("auth", "--config", "relay.toml")
-    assert (1, True) == (status, f"has no [[plugins]] with use = 'auth'; it has {name}:Swap" in said)
+    assert (1, True) == (status, f"has no plugin with use = 'auth'; it has {name}:Swap" in said)
     Path("relay.toml").write_text("[[plugin]]")
     status, said = check("auth", "--config", "relay.toml")
     assert (1, True) == (status, "did you mean 'plugins'" in said), said
@@ -220,3 +220,36 @@ def test_a_moderator_that_is_not_whole(folder: Path):
 def test_words_that_do_not_fit(folder: Path):
     assert (2, True) == ((told := check("auth", "-o", "x=1", "--config", "relay.toml"))[0], "not both" in told[1])
     assert (2, True) == ((told := check("auth", "-H", "x"))[0], "write it as NAME:VALUE" in told[1])
+
+
+def test_each_place_in_a_configuration(folder: Path):
+    """Also those of chains, each with what stands before it there."""
+    name = module(folder, SOUND)
+    table = f'use = "{name}:Swap"\n'
+    text = UPSTREAM + f"[[plugins]]\n{table}word = 'cat'\n" + f"[[chains]]\nname = 'all'\n[[chains.plugins]]\n{table}"
+    Path("relay.toml").write_text(text)
+    status, said = check(f"{name}:Swap", "--config", "relay.toml")
+    assert 1 == status
+    assert "  plugins[0]\n" in said
+    assert "  chains[0].plugins[0]\n" in said
+    assert "option 'word' is missing" in said
+    Path("relay.toml").write_text(text + "word = 'dog'\n")
+    status, said = check(f"{name}:Swap", "--config", "relay.toml")
+    assert (0, 2) == (status, said.count("contract  kept"))
+
+
+ENDS = {
+    "when it is imported": "import sys\nsys.exit(0)\n",
+    "when it is built": SOUND + "\n    def __post_init__(self):\n        raise RuntimeError('no')\n",
+    "when it is shown": SOUND + "\n    def __repr__(self):\n        raise RuntimeError('no')\n",
+    "when it is asked": SOUND + "\n    async def on_request(self, ex):\n        raise SystemExit(0)\n",
+}
+
+
+@pytest.mark.parametrize("source", ENDS.values(), ids=ENDS)
+def test_whatever_it_does_is_told(folder: Path, source: str):
+    """It neither ends the command well, nor shows a traceback."""
+    name = module(folder, source)
+    status, said = check(f"{name}:Swap", "-o", "word=cat")
+    assert (1, True) == (status, "WRONG" in said), said
+    assert "Traceback" not in said

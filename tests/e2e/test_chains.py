@@ -82,6 +82,19 @@ async def test_limits_in_two_chains(serve):
     assert statuses == [200, 429, 200, 200, 200, 429]
 
 
+async def test_limits_in_two_chains_with_a_store(serve, tmp_path):
+    """A key's requests count together, by what each chain says."""
+    limit = {"use": "rate_limit", "requests_per_minute": 2}
+    chains = [
+        {"name": "a", "match": {"models": ["a"]}, "plugins": [limit]},
+        {"name": "b", "plugins": [{**limit, "requests_per_minute": 4}]},
+    ]
+    rig = await serve(streamed(SWEARS), chain=[AUTH], chains=chains, store=f"embedded:{tmp_path}/data")
+    statuses = [(await rig.ask(model=model)).status for model in ("a", "a", "a", "b", "b", "b")]
+    assert statuses[:3] == [200, 200, 429]
+    assert statuses[3:].count(200) == 2
+
+
 async def test_it_is_reloaded(serve, tmp_path):
     """A chain that is changed is met by whoever asks from then on."""
     rig = await serve(streamed(SWEARS), chain=[AUTH], chains=copy.deepcopy(CHAINS), folder=tmp_path)
