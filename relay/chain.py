@@ -129,8 +129,10 @@ class Chain:
                         raise self._named(
                             link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"), ex
                         )
-                    if not isinstance(reply.headers, Mapping):
-                        raise self._named(link, "on_request", TypeError("a Reply's headers have to be a mapping"), ex)
+                    if not isinstance(reply.headers, Mapping) or not isinstance(reply.chunks, tuple | list):
+                        raise self._named(
+                            link, "on_request", TypeError("a Reply has a tuple of chunks, and headers"), ex
+                        )
                     return reply
                 steps.append((name, "passed", ended - started))
                 started = ended
@@ -199,7 +201,7 @@ class Chain:
         """Name the plugin that has kept the end of a reply, which began with `sink`, from the next one; if one has."""
         while isinstance(sink, _Layer):
             if sink.ended and not sink.below.ended:
-                self._named(sink.link, "end", RuntimeError("its sink did not pass the end on"))
+                self._named(sink.link, "end", RuntimeError("its sink did not pass the end on"), sink.ex)
             sink = sink.below
 
     async def leave(self, ex: Exchange, entered: Sequence[Link]) -> None:
@@ -292,7 +294,7 @@ def _ignored(chunk: Chunk) -> None:
 class _Layer:
     """A plugin's sink as its neighbours see it: ends once, never raises."""
 
-    __slots__ = ("_broken", "_deaf", "_ex", "_named", "_sink", "below", "ended", "link")
+    __slots__ = ("_broken", "_deaf", "_named", "_sink", "below", "ended", "ex", "link")
 
     def __init__(
         self,
@@ -303,7 +305,7 @@ class _Layer:
         named: Callable[[Link, str, BaseException, Exchange], PluginError],
     ) -> None:
         self.link = link
-        self._ex = ex
+        self.ex = ex
         self._sink = sink
         self.below = below
         self._named = named
@@ -333,8 +335,8 @@ class _Layer:
 
     def _fail(self, hook: str, cause: Exception) -> PluginError:
         self._deaf = True
-        self._broken = self._named(self.link, hook, cause, self._ex)
-        self._ex.stop(Outcome("internal_error", self._broken))
+        self._broken = self._named(self.link, hook, cause, self.ex)
+        self.ex.stop(Outcome("internal_error", self._broken))
         return self._broken
 
     def _end_below(self, outcome: Outcome, error: PluginError) -> None:

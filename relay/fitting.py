@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from relay.exchange import Key
+from relay.exchange import CALLER, Key
+from relay.keys import API_KEY
 from relay.plugin import hook_problems
 from relay.routes import ROUTES
 from relay.section import Link, Section
@@ -47,6 +48,10 @@ def _routes_of(links: Sequence[Link]) -> Iterator[str]:
 def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Sequence[Link] = ()) -> Iterator[str]:
     """What is wrong with plugins, and with their order behind others."""
     for position, link in enumerate(links):
+        wrong = hook_problems(type(link.plugin))
+        yield from (f"{_at(link)}plugin {link.name!r}: {problem}" for problem in wrong)
+        if any("is no Key" in problem for problem in wrong):
+            continue
         if link.plugin.guards and link.plugin.over_budget == "pass":
             yield f'{_at(link)}plugin {link.name!r} may not be passed over: write over_budget = "refuse", or leave it out'
         earlier = (*before, *links[:position])
@@ -58,8 +63,6 @@ def _problems(links: Sequence[Link], *, before: Sequence[Link] = (), behind: Seq
                     f"{_at(giver)}plugin {giver.name!r} may be passed over, and {link.name!r} needs {names} of it; "
                     'write over_budget = "refuse"'
                 )
-        for problem in hook_problems(type(link.plugin)):
-            yield f"{_at(link)}plugin {link.name!r}: {problem}"
         for key in link.plugin.needs:
             for problem in _unmet(link, key, earlier, links[position + 1 :]):
                 yield f"{_at(link)}{problem}"
@@ -74,7 +77,8 @@ def _unmet(link: Link, key: Key[object], before: Sequence[Link], after: Sequence
     givers = [other for other in before if key in other.plugin.gives]
     if not givers:
         later = any(key in other.plugin.gives for other in after)
-        hint = "a later one does; move it up" if later else "add a plugin that does"
+        who = "`auth`, or another plugin that does" if key in (CALLER, API_KEY) else "a plugin that does"
+        hint = "a later one does; move it up" if later else f"add {who}"
         yield f"plugin {link.name!r} needs {key.name!r} and no plugin before it gives it: {hint}"
     elif bare := link.plugin.serves.difference(*(giver.plugin.serves for giver in givers)):
         names = " and ".join(repr(giver.name) for giver in givers)

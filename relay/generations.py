@@ -23,7 +23,7 @@ from relay.plugin import Services
 from relay.reply import Reply
 from relay.upstream import Upstreams
 
-# So long the plugins of a new generation may take to open, while the former one serves.
+# So long the plugins of a generation may take to open.
 OPEN_TIMEOUT_S: Final = 60.0
 
 
@@ -48,12 +48,18 @@ class Generations:
         self._known(self.current)
 
     async def open(self, services: Services) -> None:
-        """Open the first one. Raises what a plugin raises."""
+        """Open the first one. Raises what a plugin raises, and ConfigError for one that is never open."""
         self._services = services
         try:
-            await self.current.open(services)
-        except Exception:
-            self._log.error("a plugin cannot be opened", plugin=self.current.opening)
+            async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
+                await self.current.open(services)
+        except Exception as error:
+            plugin = self.current.opening
+            self._log.error("a plugin cannot be opened", plugin=plugin)
+            if limit.expired():
+                raise ConfigError(
+                    f"{self.current.config.path}: plugin {plugin!r} cannot be opened: it takes longer than {OPEN_TIMEOUT_S:g} s"
+                ) from error
             raise
         self._look_after(self.current)
 

@@ -131,7 +131,11 @@ def build(cls: type[T], table: Mapping[str, object], where: str, *, context: Con
             except ConfigError as error:
                 problems += error.problems
         elif field.required:
-            problems.append(f"{head}: option {field.name!r} is missing; expected {_type_text(field.hint)}")
+            problems.append(
+                f"{head}: {field.name!r} is taken for an option; what is none is written as field(init=False)"
+                if field.name.startswith("_")
+                else f"{head}: option {field.name!r} is missing; expected {_type_text(field.hint)}"
+            )
     if problems:
         raise ConfigError(*problems)
     try:

@@ -185,6 +185,12 @@ def hook_problems(cls: type[Plugin]) -> list[str]:
         if not _PATH.fullmatch(route)
     )
     problems += (
+        f"{cls.__name__}.{name}: {key!r} is no Key; write the key itself, as in {name} = (CALLER,)"
+        for name in ("needs", "uses", "gives", "tells")
+        for key in getattr(cls, name)
+        if not isinstance(key, Key)
+    )
+    problems += (
         f"{cls.__name__}.serves: unknown operation {operation!r}; {suggestion(operation, OPERATIONS)}"
         for operation in sorted(set(cls.serves) - set(OPERATIONS))
     )

@@ -311,10 +311,15 @@ async def serve(
     stop, now = asyncio.Event(), asyncio.Event()
     events = Events()
 
+    task = asyncio.current_task()
+    started = False
+
     def on_signal() -> None:
         if stop.is_set():
             now.set()
         stop.set()
+        if not started and task is not None:
+            task.cancel()  # a plugin may be waiting for what does not come
 
     had_terminal = os.isatty(2)
     reloader: Reloader | None = None
@@ -333,7 +338,15 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    async with running(config, log, reader=reader, events=events) as relay:
+    async with AsyncExitStack() as stack:
+        try:
+            relay = await stack.enter_async_context(running(config, log, reader=reader, events=events))
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+            log.info("stopped before it was started")
+            return
+        started = True
         reloader = relay.reloader
         log.info(
             "serving",

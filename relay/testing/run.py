@@ -21,6 +21,7 @@ from relay.chain import Chain
 from relay.delivery import Replay, StreamDelivery, WholeDelivery
 from relay.errors import InternalError, PluginError, RelayError
 from relay.exchange import Exchange, Outcome
+from relay.head import unsendable
 from relay.open_reply import called
 from relay.plugin import Plugin, Reply, Sink
 from relay.section import Link
@@ -96,7 +97,8 @@ async def run(
     lent: what the plugin is lent; a store too, if it is given one. patience_s: how long the end of the reply may take;
     afterwards the client leaves, and `raised` names the plugin that has kept it.
 
-    Raises ConfigError where the plugins do not fit together, and whatever opening one raises.
+    Raises ConfigError where the plugins do not fit together, ValueError for a reply header that cannot be sent, and whatever
+    opening one raises.
     """
     lent = lent or Lent()
     raised: list[PluginError] = []
@@ -171,7 +173,9 @@ def _say(body: HandBody, answer: Iterable[str] | bytes, cuts: Iterable[int] | No
 def _replied(ex: Exchange, kept: Kept, answered: Reply | None, error: RelayError | None) -> Replied:
     """As the writer would have it: an error before the first byte is the answer, one after it stands in the stream."""
     error = error or (kept.outcome.error if kept.outcome is not None else None)
-    headers: dict[str, str] = dict(ex.reply_headers)
+    headers: dict[str, str] = {**ex.reply_headers, **(answered.headers if answered is not None else {})}
+    if (bad := unsendable(headers)) is not None:
+        raise ValueError(f"the reply header {bad!r} cannot be sent: its value has to be a string without a line end")
     if error is not None and not kept.chunks:
         return Replied(error.status, {**headers, **error.headers}, error.body)
     tail = b"" if error is None else frames.data(error.body)

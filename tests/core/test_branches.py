@@ -170,7 +170,7 @@ def problems(text: str, head: str = HEAD) -> list[str]:
         (chain("a", 'models = ["gpt-4"]') + chain("a", 'models = ["gpt-3"]') + REST, ["chains[1].name: 'a' is taken; give each its own"]),
         (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "moderatoin"\n') + REST, None),
         (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "bingcheng"\ndefault_model = "gpt-4"\n') + REST, None),
-        (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "rate_limit"\nrequests_per_minute = 1\n') + REST, ["chains[0].plugins[0]: plugin 'a/rate_limit' needs 'caller' and no plugin before it gives it: add a plugin that does"]),
+        (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "rate_limit"\nrequests_per_minute = 1\n') + REST, ["chains[0].plugins[0]: plugin 'a/rate_limit' needs 'caller' and no plugin before it gives it: add `auth`, or another plugin that does"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong(text: str, expected: list[str] | None) -> None:

@@ -68,13 +68,13 @@ def test_fits(plugins: tuple[Plugin, ...]) -> None:
 @pytest.mark.parametrize(
     ("plugins", "expected"),
     [
-        ((Counts(),), ("plugin 'counts' needs 'caller' and no plugin before it gives it: add a plugin that does",)),
+        ((Counts(),), ("plugin 'counts' needs 'caller' and no plugin before it gives it: add `auth`, or another plugin that does",)),
         ((Counts(), Names()),
          ("plugin 'counts' needs 'caller' and no plugin before it gives it: a later one does; move it up",)),
         ((Spends(), Counts()),
-         ("plugin 'spends' needs 'caller' and no plugin before it gives it: add a plugin that does",
+         ("plugin 'spends' needs 'caller' and no plugin before it gives it: add `auth`, or another plugin that does",
           "plugin 'spends' needs 'balance' and no plugin before it gives it: a later one does; move it up",
-          "plugin 'counts' needs 'caller' and no plugin before it gives it: add a plugin that does")),
+          "plugin 'counts' needs 'caller' and no plugin before it gives it: add `auth`, or another plugin that does")),
         ((Names(), CountsAll()),
          ("plugin 'countsall' needs 'caller' and serves models, where 'names', which gives it, takes no part",)),
     ],
@@ -495,3 +495,25 @@ async def test_cancelled_request() -> None:
         await entering
     assert errors == []
     assert [link.name for link in entered] == ["passes"]
+
+
+@pytest.mark.parametrize("name", ["needs", "uses", "gives", "tells"])
+def test_a_key_by_its_name(name: str) -> None:
+    """It is no key, and is not looked at as one."""
+    cls = type("Shout", (Plugin,), {name: ("caller",)})
+    assert problems(cls()) == (
+        f"plugin 'shout': Shout.{name}: 'caller' is no Key; write the key itself, as in {name} = (CALLER,)",
+    )
+
+
+@pytest.mark.parametrize("reply", [Reply("hello"), Reply((), headers=["x"])])  # type: ignore[arg-type]
+async def test_a_reply_that_is_none(reply: Reply) -> None:
+    """Whoever gives it is named."""
+
+    class Answers(Plugin):
+        async def on_request(self, ex: Exchange) -> Reply | None:
+            return reply
+
+    with pytest.raises(PluginError) as failed:
+        await Chain([("answers", Answers())]).enter(exchange(), [])
+    assert (failed.value.plugin, failed.value.hook) == ("answers", "on_request")

@@ -151,3 +151,16 @@ async def test_what_is_told_of_a_refusal():
     plugin = WritesDown()
     await run(Refuses(), before=[plugin])
     assert (400, None) == (plugin.told.status, plugin.told.call)
+
+
+class Signs(Plugin):
+    """Sets a header that no head can hold."""
+
+    async def on_request(self, ex):
+        ex.reply_headers["x-a"] = "one\ntwo"
+
+
+async def test_a_header_that_cannot_be_sent():
+    """It is told here, where a relay would answer 500."""
+    with pytest.raises(ValueError, match="the reply header 'x-a' cannot be sent"):
+        await run(Signs())

@@ -286,7 +286,33 @@ class TestCheck:
         assert "relay init" in checked.stderr
 
 
+NEVER_OPEN = """
+import asyncio
+from contextlib import asynccontextmanager
+from relay import Plugin
+
+class NeverOpen(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        services.log.info("opening")
+        await asyncio.Event().wait()
+        yield
+"""
+
+
 class TestServe:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_start_that_does_not_come_to_an_end(self, run, tmp_path, number):
+        """A signal ends it, whatever a plugin waits for."""
+        (tmp_path / "never.py").write_text(NEVER_OPEN)
+        (tmp_path / "relay.toml").write_text(SOUND + '[[plugins]]\nuse = "never:NeverOpen"\n')
+        process = run("serve")
+        process.waits(lambda: any(line["event"] == "opening" for line in process.log))
+        process.signal(number)
+        assert 0 == process.ends()
+        assert "stopped before it was started" == process.log[-1]["event"]
+        assert "Traceback" not in process.errors
+
     @pytest.mark.parametrize(("table", "what"), [("server", "public"), ("admin", "admin")])
     def test_a_port_that_is_taken(self, run, tmp_path, table, what):
         """Status 2, and which listener of which address."""
