@@ -137,6 +137,35 @@ async def test_the_verdicts_are_bounded() -> None:
     assert isinstance(ran.exchange[VIOLATIONS][0], Violation)
 
 
+UNKNOWN = "my number is 13812345678"
+
+
+async def test_the_name_of_an_unknown_field_is_not_written(tmp_path: Path) -> None:
+    """A client, or a server, can say in it what it likes; that the field was unknown is told."""
+    moderation = Moderation(moderators=(Lexicon(words=[PROMPT], label="word"),))
+    record = await recorded(
+        tmp_path / "asked", plugin=moderation, messages=[{"role": "user", "content": "Hi"}], **{UNKNOWN: PROMPT}
+    )
+    assert [("request", "?")] == [(each["direction"], each["surface"]) for each in record["verdicts"]]
+    answer = b"".join(
+        [
+            frames.data(json.dumps({"choices": [{"index": 0, "delta": {UNKNOWN: "überall"}}]}).encode()),
+            *frames.stream(["x"]),
+        ]
+    )
+    moderation = Moderation(moderators=(Lexicon(words=["überall"], label="all"),))
+    policy = {"text": "digest", "digest_key": Secret(DIGEST_KEY)}
+    record = await recorded(tmp_path / "said", plugin=moderation, answer=answer)
+    assert [("response", "?")] == [(each["direction"], each["surface"]) for each in record["verdicts"]]
+    record = await recorded(tmp_path / "digest", audit=policy, answer=answer)
+    assert ["?", "content"] == [each["surface"] for each in record["reply"]]
+    assert UNKNOWN not in str(await asyncio.to_thread(all_of, tmp_path))
+
+
+def all_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.rglob("*.jsonl"))
+
+
 class Breaks(Plugin):
     async def on_request(self, ex):
         raise Reject(PROMPT, code="c" * 99, status=418)
