@@ -125,8 +125,43 @@ def test_a_file_that_lost_its_end_is_found(tmp_path: Path) -> None:
 def test_a_chain_has_one_end(tmp_path: Path) -> None:
     """Of two files that go on from one, one is made up."""
     first, second, *_ = written(tmp_path, 4, 1)
-    (tmp_path / "audit-99.jsonl").write_bytes(second.read_bytes())
+    begin, *_ = second.read_bytes().splitlines(keepends=True)
+    (tmp_path / "audit-99.jsonl").write_bytes(begin.replace(second.name.encode(), b"audit-99.jsonl"))
     assert [f"goes on from {first.name}, as {second.name} does"] == problems(tmp_path)
+
+
+def test_a_copy_under_another_name_is_found(tmp_path: Path) -> None:
+    """Nothing goes on from the first file of a chain that could tell it from a chain of its own."""
+    first, *_ = written(tmp_path, 4, 1)
+    (tmp_path / "audit-99.jsonl").write_bytes(first.read_bytes())
+    [problem] = problems(tmp_path)
+    assert "line 1: is of a file with another name" in problem
+
+
+@pytest.mark.parametrize("more", [b"{", b'{"kind": "exchange"}'])
+def test_nothing_stands_behind_the_end(tmp_path: Path, more: bytes) -> None:
+    """Not even half a line, as a crash leaves it before the end."""
+    [path] = written(tmp_path)
+    path.write_bytes(path.read_bytes() + more)
+    assert ["line 6: stands behind the end"] == problems(tmp_path)
+
+
+def test_a_good_copy_does_not_hide_a_broken_file(tmp_path: Path) -> None:
+    """Nor the other way round: each file is looked at, and a chain may lie in several folders."""
+    good, broken = tmp_path / "good", tmp_path / "broken"
+    paths = written(good, 4, 1)
+    broken.mkdir()
+    for path in paths:
+        (broken / path.name).write_bytes(path.read_bytes())
+    assert [] == [checked.problem for checked in verify([good, broken, good]) if checked.problem]
+    bad = broken / paths[1].name
+    bad.write_bytes(bad.read_bytes().replace(b'"number"', b'"nomber"'))
+    for folders in ([good, broken], [broken, good]):
+        assert [bad] == [checked.path for checked in verify(folders) if checked.problem]
+    for path in paths[:-1]:
+        (broken / path.name).unlink()
+    paths[-1].unlink()
+    assert [] == [checked.problem for checked in verify([broken, good]) if checked.problem]
 
 
 @pytest.mark.parametrize(

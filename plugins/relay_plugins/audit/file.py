@@ -114,6 +114,7 @@ class AuditFile:
             "time": now,
             "version": VERSION,
             "pid": os.getpid(),
+            "file": name,
             "after": self.name or None,
         }
         self._fd, self._size, self._day = fd, 0, now[:10]
