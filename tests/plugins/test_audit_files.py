@@ -386,6 +386,57 @@ async def test_open_while_nothing_can_be_written(tmp_path: Path, disk: Disk, mon
     assert ("", lost) == (checked.problem, checked.lost)
 
 
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+@pytest.mark.parametrize("where", ["write", "fsync", "append"])
+@pytest.mark.usefixtures("quick")
+async def test_any_error_is_one_of_writing(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception]
+) -> None:
+    """The task that writes does not die of it: it is told once, requests are refused, and it is tried again."""
+    lent = Lent()
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+
+        def fails(*_: object) -> None:
+            raise error(CANARY)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*(AuditFile, "append") if where == "append" else (disk, where), fails, raising=False)
+            patch.setattr(writer, "SYNC_S", 0.001)
+            assert await chain.ask()
+            told = await chain.says("audit records cannot be written")
+            assert error.__name__ == told["reason"]
+            assert not await chain.ask()
+        await chain.says("audit records are written again")
+        assert await chain.ask()
+    assert 2 == await asyncio.to_thread(exchanges, tmp_path)
+    assert CANARY not in str(lent.lines)
+    assert 1 == sum(line["event"] == "audit records cannot be written" for line in lent.lines)
+
+
+CANARY = "canary"
+
+
+def exchanges(folder: Path) -> int:
+    """How many records are there, in files that are sound."""
+    assert [] == problems(folder)
+    lines = [json.loads(line) for path in folder.iterdir() for line in path.read_bytes().splitlines()]
+    return sum(line["kind"] == "exchange" for line in lines)
+
+
+async def test_nobody_is_served_when_nobody_writes(tmp_path: Path) -> None:
+    """Whatever has ended the task."""
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(Lent().services):
+        task = audit._writer._task
+        audit._writer._closing.set()
+        audit._writer._wake.set()
+        await task
+        with pytest.raises(Unavailable):
+            await audit.on_request(exchange())
+
+
 async def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, disk: Disk) -> None:
     """In the log, which is all that there is then."""
     lent = Lent()

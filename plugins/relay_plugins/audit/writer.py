@@ -77,6 +77,8 @@ class Writer:
 
         Half of the room is for the records of requests that are under way.
         """
+        if self._task is None or self._task.done():
+            return False
         stuck = self._since is not None and self._loop.time() - self._since > STUCK_S
         return not (self._failing or stuck) and self._bytes < self._max_bytes // 2
 
@@ -109,7 +111,7 @@ class Writer:
         if left := len(self._writing) + sum(each.count if isinstance(each, _Lost) else 1 for each in self._waiting):
             self._tell_lost(left)
         elif problem is not None:
-            self._log.error("audit file not ended", reason=problem.strerror, folder=str(self._file.folder))
+            self._log.error("audit file not ended", reason=_reason(problem), folder=str(self._file.folder))
 
     async def _woken(self) -> None:
         """Wait until there is something to do. While nothing can be written, what comes waits with the rest."""
@@ -126,10 +128,14 @@ class Writer:
         if not self._writing:
             self._take()
         self._since = self._loop.time()
-        if self._writing or self._failing:  # then it is found out whether there is a file to write to
-            written, problem = await asyncio.to_thread(self._file.append, self._writing)
-        else:
-            written, problem = 0, await asyncio.to_thread(self._file.sync)
+        written, problem = 0, None
+        try:
+            if self._writing or self._failing:  # then it is found out whether there is a file to write to
+                written, problem = await asyncio.to_thread(self._file.append, self._writing)
+            else:
+                problem = await asyncio.to_thread(self._file.sync)
+        except Exception as error:  # noqa: BLE001 - as when there is no thread; what dies of it would write nothing any more
+            problem = error
         self._since = None
         self._bytes -= sum(map(len, self._writing[:written]))
         del self._writing[:written]
@@ -138,7 +144,7 @@ class Writer:
             if not self._failing:
                 self._failing = True
                 self._log.error(
-                    "audit records cannot be written", reason=problem.strerror, folder=str(self._file.folder)
+                    "audit records cannot be written", reason=_reason(problem), folder=str(self._file.folder)
                 )
         elif self._failing:
             self._failing = False
@@ -173,3 +179,8 @@ class Writer:
         closed, self._file.closed = self._file.closed, []
         for name, lines, last in closed:
             self._log.info("audit file ended", file=name, lines=lines, last=last)
+
+
+def _reason(problem: Exception) -> str:
+    """What it is called; not what it says, unless the system says it."""
+    return (problem.strerror if isinstance(problem, OSError) else None) or type(problem).__name__
