@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -300,6 +301,49 @@ def test_a_disk_that_does_not_sync(tmp_path: Path, disk: Disk) -> None:
     assert (1, None) == audit.append([record(1)])
     audit.close()
     assert [0, 1] == numbers(tmp_path)
+
+
+def removed(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_a_file_that_was_removed(tmp_path: Path, all_of_it: bool) -> None:
+    """Nothing is written to it that could still be written elsewhere; another file goes on, and says after which."""
+    folder = tmp_path / "audit"
+    audit = AuditFile(folder, MIB)
+    audit.open()
+    audit.append([record(0)])
+    gone = audit.name
+    removed(folder)
+    if all_of_it:
+        folder.rmdir()
+    done, problem = audit.append([record(1)])
+    assert (0, "the file was removed while it was written") == (done, problem.strerror)
+    assert (1, None) == audit.append([record(1)])
+    removed(folder)
+    assert isinstance(audit.sync(), FileNotFoundError)
+    assert (1, None) == audit.append([record(2)])
+    audit.close()
+    assert [2] == numbers(folder)
+    [path] = folder.iterdir()
+    assert check(path).after not in (None, gone)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_folder_that_was_removed(tmp_path: Path) -> None:
+    """Whoever asks while it is found out is refused; the log tells of it."""
+    lent = Lent()
+    audit = Audit(folder=tmp_path / "audit")
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+        await asyncio.to_thread(shutil.rmtree, tmp_path / "audit")
+        assert await chain.ask()
+        told = await chain.says("audit records cannot be written")
+        assert "the file was removed while it was written" == told["reason"]
+        await chain.says("audit records are written again")
+    assert 1 == await asyncio.to_thread(exchanges, tmp_path / "audit")
 
 
 class Chain:

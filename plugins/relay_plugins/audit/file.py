@@ -14,6 +14,7 @@ may write the files and the log can write both anew.)
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -63,7 +64,6 @@ class AuditFile:
 
     def open(self) -> None:
         """Begin the first file. Raises OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._begin()
 
     def append(self, records: Sequence[bytes]) -> tuple[int, Exception | None]:
@@ -72,6 +72,7 @@ class AuditFile:
         After an error what is left may be tried again: half a line is taken away, or left as the end of its file.
         """
         try:
+            self._look()
             if self._fd < 0:
                 self._begin()
             elif self._size >= self._max_bytes or self._day != stamp(time.time())[:10]:
@@ -89,6 +90,7 @@ class AuditFile:
         try:
             if self._fd >= 0:
                 os.fsync(self._fd)
+                self._look()
         except Exception as error:  # noqa: BLE001 - see the head of the file
             self._abandon()  # nobody knows what of it is on the disk: a second try would say nothing
             return error
@@ -107,7 +109,14 @@ class AuditFile:
             self._abandon()
         return None
 
+    def _look(self) -> None:
+        """Raises FileNotFoundError, once, if the file was removed: what is written to it goes nowhere."""
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+            self._abandon()
+            raise FileNotFoundError(errno.ENOENT, "the file was removed while it was written")
+
     def _begin(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
         now = stamp(time.time())
         name = f"{PREFIX}{now[:19].replace(':', '').replace('-', '')}Z-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         path = self.folder / name
