@@ -511,6 +511,28 @@ async def test_a_disk_that_hangs(tmp_path: Path, disk: Disk, monkeypatch: pytest
     assert 2 == sum("exchange" in line for path in tmp_path.iterdir() for line in path.read_text().splitlines())
 
 
+async def test_a_disk_that_hangs_at_the_end(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it: not who closes, not the loop, not the process. The log has what is lost."""
+    monkeypatch.setattr(writer, "CLOSE_S", 0.01)
+    lent = Lent()
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+        disk.held.clear()
+        assert await chain.ask()
+        await asyncio.sleep(0)
+        assert await chain.ask()
+    assert 2 == (await chain.says("audit records lost"))["count"]
+    assert "the disk hangs" in (await chain.says("audit file not ended"))["reason"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "audit"]
+    assert {True} == {thread.daemon for thread in threads}
+    disk.held.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+    [checked] = await asyncio.to_thread(verify, [tmp_path])
+    assert ("", True) == (checked.problem, checked.ended)  # as soon as it goes on
+
+
 async def test_the_log_has_the_hash_of_the_last_line(tmp_path: Path) -> None:
     """So that somebody who can only change the files cannot cut off their ends."""
     lent = Lent()

@@ -18,11 +18,14 @@ from relay.log import Logger
 from relay.pure.openai import dump
 from relay_plugins.audit.file import SYNC_S, AuditFile
 from relay_plugins.audit.record import Record, stamp
+from relay_plugins.audit.thread import Thread
 
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 RETRY_S: Final = 1.0
 # A write that takes longer is one that may never end, as on a network's disk.
 STUCK_S: Final = 5.0
+# What has not been written so long after the end is given up: whoever stops the relay waits for it.
+CLOSE_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -55,7 +58,12 @@ class Writer:
 
     async def open(self) -> None:
         """Raises OSError if there cannot be a file."""
-        await asyncio.to_thread(self._file.open)
+        self._thread = Thread("audit")
+        try:
+            await self._thread.run(self._file.open)
+        except BaseException:
+            self._thread.stop()
+            raise
         self._log.info("audit file begun", file=self._file.name)
 
     async def __aenter__(self) -> Self:
@@ -65,11 +73,24 @@ class Writer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is left, if it can be, and end the file."""
+        """Write what is left, if it can be, and end the file; a disk that hangs is not waited for."""
         assert self._task is not None
         self._closing.set()
         self._wake.set()
-        await self._task
+        _, late = await asyncio.wait((self._task,), timeout=CLOSE_S)
+        if not late:
+            self._thread.stop()
+            await self._task
+            return
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        self._closed = True
+        self._thread.stop(self._abandon)
+        self._log.error(
+            "audit file not ended", reason=f"the disk hangs; waited {CLOSE_S:g} s", folder=str(self._file.folder)
+        )
+        if left := self._left():
+            self._tell_lost(left)
 
     @property
     def sound(self) -> bool:
@@ -99,6 +120,14 @@ class Writer:
             self._lost.until = time.time()
         self._wake.set()
 
+    def _abandon(self) -> None:
+        """End the file, should its disk come back."""
+        self._file.close()
+
+    def _left(self) -> int:
+        """Records that are not written, as far as is known."""
+        return len(self._writing) + sum(each.count if isinstance(each, _Lost) else 1 for each in self._waiting)
+
     async def _run(self) -> None:
         while not self._closing.is_set():
             await self._woken()
@@ -106,9 +135,9 @@ class Writer:
         while not self._failing and (self._waiting or self._writing):
             await self._write()
         self._closed = True
-        problem = await asyncio.to_thread(self._file.close)
+        problem = await self._thread.run(self._file.close)
         self._tell_closed()
-        if left := len(self._writing) + sum(each.count if isinstance(each, _Lost) else 1 for each in self._waiting):
+        if left := self._left():
             self._tell_lost(left)
         elif problem is not None:
             self._log.error("audit file not ended", reason=_reason(problem), folder=str(self._file.folder))
@@ -131,9 +160,9 @@ class Writer:
         written, problem = 0, None
         try:
             if self._writing or self._failing:  # then it is found out whether there is a file to write to
-                written, problem = await asyncio.to_thread(self._file.append, self._writing)
+                written, problem = await self._thread.run(self._file.append, self._writing)
             else:
-                problem = await asyncio.to_thread(self._file.sync)
+                problem = await self._thread.run(self._file.sync)
         except Exception as error:  # noqa: BLE001 - as when there is no thread; what dies of it would write nothing any more
             problem = error
         self._since = None
