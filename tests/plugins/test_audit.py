@@ -15,6 +15,7 @@ from relay.exchange import VIOLATIONS, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin
 from relay.pure.openai import Chunk
+from relay.pure.request import ChatRequest
 from relay.pure.tally import Violation
 from relay.secret import Secret
 from relay.testing import frames
@@ -22,7 +23,8 @@ from relay.testing.reply import Kept, Lent, exchange
 from relay.testing.run import run
 from relay.told import Told
 from relay_plugins.audit import Audit
-from relay_plugins.audit.record import canonical
+from relay_plugins.audit.record import Policy, canonical
+from relay_plugins.audit.record import record as record_of
 from relay_plugins.audit.said import MAX_TEXTS, Said
 from relay_plugins.audit.verify import verify
 from relay_plugins.auth import Auth
@@ -303,7 +305,7 @@ async def test_odd_texts(tmp_path: Path) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         max_leaves=8,
     )
@@ -312,6 +314,21 @@ def test_the_canonical_form(value: object) -> None:
     """It is what Python's own library writes, as the docs say."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     assert text.encode("utf-8", "replace") == canonical(value)
+
+
+NUMBERS = ("1e-7", "1E16", "1.0", "-0.0", "12345678901234567890123", "-9223372036854775809", "1e22", "5e-324")
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, f"[{','.join(NUMBERS)}]"])
+async def test_the_documented_digest(tmp_path: Path, number: str) -> None:
+    """Who has the bytes that went to the upstream comes to the same, however its numbers are written."""
+    body = f'{{"messages": [{{"role": "user", "content": "é\\u2028", "n": {number}, "a": 1}}]}}'.encode()
+    asked = json.dumps(json.loads(body)["messages"], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    ex = exchange()
+    ex.loaded = ChatRequest(body)
+    ex.tells(lambda: Told("POST", 200, ex.started, None))
+    made = record_of(ex, Policy("digest", "none", Secret(DIGEST_KEY)), None)
+    assert hmac_of(asked) == made["prompt"]["hmac_sha256"]
 
 
 def test_an_unclear_index_is_no_text() -> None:

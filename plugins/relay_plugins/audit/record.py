@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from relay.exchange import CALLER, STOPPED_BY, VIOLATIONS, Exchange
+from relay.pure.openai import load_exactly
 from relay.pure.request import ChatRequest
 from relay.secret import Secret
 
@@ -105,7 +106,7 @@ def _user(user: object, policy: Policy) -> Record | str | None:
 
 def _prompt(request: ChatRequest, policy: Policy) -> Record:
     """The messages as they were at the end: as an upstream had them, if one did."""
-    text = canonical(request.messages)
+    text = canonical(_exact(request))
     if policy.text == "full":
         return {"text": text[: policy.max_bytes].decode("utf-8", "ignore"), "bytes": len(text)}
     digest = policy.digest()
@@ -113,12 +114,31 @@ def _prompt(request: ChatRequest, policy: Policy) -> Record:
     return {"hmac_sha256": digest.hexdigest(), "bytes": len(text)}
 
 
+def _exact(request: ChatRequest) -> list[Any]:
+    """The messages as they went on, their integers with all digits, of which those that were parsed have lost some."""
+    if _is_exact(request.messages):
+        return request.messages
+    messages: list[Any] = load_exactly(request.encode())["messages"]
+    return messages
+
+
+def _is_exact(value: object) -> bool:
+    """Whether no number in it can have been an integer of more than 64 bits, or be written in two ways."""
+    if isinstance(value, dict):
+        return all(map(_is_exact, value.values()))
+    return all(map(_is_exact, value)) if isinstance(value, list) else not isinstance(value, float)
+
+
 def canonical(value: object) -> bytes:
-    """Compact JSON with sorted keys: what `json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))` gives."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # halves of surrogate pairs, integers of more than 64 bits
-        return encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+    """Compact JSON with sorted keys: what `json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))` gives,
+    in UTF-8, with a question mark for each half of a surrogate pair.
+    """
+    if _is_exact(value):  # else orjson writes 1e-7 where Python has 1e-07
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except TypeError:  # halves of surrogate pairs, integers of more than 64 bits
+            pass
+    return encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
 
 
 def encoded(text: str) -> bytes:
