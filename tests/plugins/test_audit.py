@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.errors import Reject
-from relay.exchange import VIOLATIONS, Outcome
+from relay.errors import Reject, RelayError
+from relay.exchange import STOPPED_BY, VIOLATIONS, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin
 from relay.pure.openai import Chunk
@@ -178,6 +178,52 @@ async def test_messages_of_errors_are_not_written(tmp_path: Path) -> None:
     record = await recorded(tmp_path, plugin=Breaks())
     assert (418, "c" * 64) == (record["status"], record["code"])
     assert PROMPT not in str(record)
+
+
+def odd(code: object, stopped_by: object, found: object = None) -> Plugin:
+    """Stops a request, and leaves on it what is no text."""
+
+    class Odd(Plugin):
+        async def on_request(self, ex):
+            ex[STOPPED_BY] = stopped_by
+            if found is not None:
+                ex[VIOLATIONS] = [found]
+            raise RelayError("No.", code=code)
+
+    return Odd()
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped_by", "told"),
+    [
+        (None, ("m", None), (None, "m", None)),
+        (7, (8, 9), ("7", "8", "9")),
+        ("c" * 99, ("m" * 99, "\ud800"), ("c" * 64, "m" * 64, "?")),
+    ],
+)
+async def test_odd_names(tmp_path: Path, code: object, stopped_by: object, told: tuple) -> None:
+    """Plugins of others may give what is none."""
+    record = await recorded(tmp_path, plugin=odd(code, stopped_by))
+    assert told == (record["code"], record["stopped_by"], record["label"])
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "found", "error"),
+    [
+        (7, None, "TypeError"),
+        (("a", "b", "c"), None, "ValueError"),
+        (("m", "l"), 7, "AttributeError"),
+        (("m", "l"), Violation(None, "tools", 0, "l", "m", "block", score=object()), "TypeError"),
+    ],
+)
+async def test_no_record_is_lost(tmp_path: Path, stopped_by: object, found: object, error: str) -> None:
+    """Where one cannot be made, what is sure of it is written, and the log tells of the fault."""
+    ran = await run(odd("c", stopped_by, found), before=[Audit(folder=tmp_path)], messages=MESSAGES)
+    assert [error] == [type(raised.__cause__).__name__ for raised in ran.raised]
+    [record] = await asyncio.to_thread(records, tmp_path)
+    assert ("request-1", "unavailable", 500, error) == tuple(
+        record[name] for name in ("request_id", "outcome", "status", "incomplete")
+    )
 
 
 @pytest.mark.parametrize("operation", ["models", "quota"])

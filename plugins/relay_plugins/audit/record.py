@@ -63,9 +63,9 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
         "stream": request.stream if request is not None else None,
         "outcome": outcome.kind if outcome is not None else None,
         "status": told.status or None,
-        "code": error.code[:MAX_NAME_CHARS] if error is not None else None,
-        "stopped_by": moderator or None,
-        "label": clean(label) or None,
+        "code": _named(error.code) if error is not None else None,
+        "stopped_by": _named(moderator),
+        "label": _named(label),
         "verdicts": [
             {
                 "direction": found.direction,
@@ -92,6 +92,24 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
     if said is not None:
         made["reply"] = said
     return made
+
+
+def remainder(ex: Exchange, error: Exception) -> Record:
+    """What can be said of an exchange whose record cannot be made, as when a plugin has left there what is no text."""
+    return {
+        "kind": "exchange",
+        "time": stamp(time.time() - (monotonic() - ex.started)),
+        "request_id": ex.id,
+        "operation": ex.operation,
+        "outcome": ex.outcome.kind if ex.outcome is not None else None,
+        "status": ex.told.status or None,
+        "incomplete": type(error).__name__,
+    }
+
+
+def _named(name: object) -> str | None:
+    """A name that a plugin gave, if it did."""
+    return clean(name) if name else None
 
 
 def _user(user: object, policy: Policy) -> Record | str | None:
@@ -146,7 +164,7 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def clean(name: str) -> str:
+def clean(name: object) -> str:
     """A name that somebody else gave, as far as it is one, and as JSON can say it."""
-    name = str(name)[:MAX_NAME_CHARS]  # a moderator may have given anything
-    return name if name.isascii() else encoded(name).decode()
+    text = str(name)[:MAX_NAME_CHARS]  # a moderator may have given anything
+    return text if text.isascii() else encoded(text).decode()

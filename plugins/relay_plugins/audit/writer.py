@@ -1,4 +1,4 @@
-"""Records on their way to the disk: `put` never waits and never fails; a thread writes what has come since it last wrote.
+"""Records on their way to the disk: `put` never waits for them; a thread writes what has come since it last wrote.
 
 What is put is in the kernel's hands within milliseconds, so it outlives the process, and on the disk within a second. While
 it cannot be written it waits, up to a bound, and is tried again every second; what is beyond the bound is counted, and the
@@ -104,7 +104,7 @@ class Writer:
         return not (self._failing or stuck) and self._bytes < self._max_bytes // 2
 
     def put(self, record: Record) -> None:
-        """Have it written. Neither waits nor raises."""
+        """Have it written. Does not wait. Raises TypeError or ValueError if JSON cannot say it, and nothing else."""
         data = dump(record)
         if self._closed:
             self._tell_lost(1)  # of a request that outlived its chain
