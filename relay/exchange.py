@@ -74,6 +74,7 @@ STOPPED_BY: Final[Key[tuple[str, str]]] = Key("stopped_by", tuple)
 VIOLATIONS: Final[Key[list[Violation]]] = Key("violations", list)
 """What moderators have found in the request and its reply, whatever came of it, in the order in which it was found: 100 at most.
 
+Of a surface the names that are well known, and "?" for others: a client can say anything in the name of a field.
 Given by `moderation`, when there is one. What is found after a reply has ended, as in shadow mode, stands in the log alone.
 """
 

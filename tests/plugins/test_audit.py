@@ -10,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relay.errors import Reject
-from relay.exchange import VIOLATIONS, Outcome
+from relay.errors import Reject, RelayError
+from relay.exchange import STOPPED_BY, VIOLATIONS, Outcome
 from relay.options import ConfigError
 from relay.plugin import Plugin
 from relay.pure.openai import Chunk
+from relay.pure.request import ChatRequest
 from relay.pure.tally import Violation
 from relay.secret import Secret
 from relay.testing import frames
@@ -22,7 +23,8 @@ from relay.testing.reply import Kept, Lent, exchange
 from relay.testing.run import run
 from relay.told import Told
 from relay_plugins.audit import Audit
-from relay_plugins.audit.record import canonical
+from relay_plugins.audit.record import Policy, canonical
+from relay_plugins.audit.record import record as record_of
 from relay_plugins.audit.said import MAX_TEXTS, Said
 from relay_plugins.audit.verify import verify
 from relay_plugins.auth import Auth
@@ -137,6 +139,35 @@ async def test_the_verdicts_are_bounded() -> None:
     assert isinstance(ran.exchange[VIOLATIONS][0], Violation)
 
 
+UNKNOWN = "my number is 13812345678"
+
+
+async def test_the_name_of_an_unknown_field_is_not_written(tmp_path: Path) -> None:
+    """A client, or a server, can say in it what it likes; that the field was unknown is told."""
+    moderation = Moderation(moderators=(Lexicon(words=[PROMPT], label="word"),))
+    record = await recorded(
+        tmp_path / "asked", plugin=moderation, messages=[{"role": "user", "content": "Hi"}], **{UNKNOWN: PROMPT}
+    )
+    assert [("request", "?")] == [(each["direction"], each["surface"]) for each in record["verdicts"]]
+    answer = b"".join(
+        [
+            frames.data(json.dumps({"choices": [{"index": 0, "delta": {UNKNOWN: "überall"}}]}).encode()),
+            *frames.stream(["x"]),
+        ]
+    )
+    moderation = Moderation(moderators=(Lexicon(words=["überall"], label="all"),))
+    policy = {"text": "digest", "digest_key": Secret(DIGEST_KEY)}
+    record = await recorded(tmp_path / "said", plugin=moderation, answer=answer)
+    assert [("response", "?")] == [(each["direction"], each["surface"]) for each in record["verdicts"]]
+    record = await recorded(tmp_path / "digest", audit=policy, answer=answer)
+    assert ["?", "content"] == [each["surface"] for each in record["reply"]]
+    assert UNKNOWN not in str(await asyncio.to_thread(all_of, tmp_path))
+
+
+def all_of(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.rglob("*.jsonl"))
+
+
 class Breaks(Plugin):
     async def on_request(self, ex):
         raise Reject(PROMPT, code="c" * 99, status=418)
@@ -147,6 +178,52 @@ async def test_messages_of_errors_are_not_written(tmp_path: Path) -> None:
     record = await recorded(tmp_path, plugin=Breaks())
     assert (418, "c" * 64) == (record["status"], record["code"])
     assert PROMPT not in str(record)
+
+
+def odd(code: object, stopped_by: object, found: object = None) -> Plugin:
+    """Stops a request, and leaves on it what is no text."""
+
+    class Odd(Plugin):
+        async def on_request(self, ex):
+            ex[STOPPED_BY] = stopped_by
+            if found is not None:
+                ex[VIOLATIONS] = [found]
+            raise RelayError("No.", code=code)
+
+    return Odd()
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped_by", "told"),
+    [
+        (None, ("m", None), (None, "m", None)),
+        (7, (8, 9), ("7", "8", "9")),
+        ("c" * 99, ("m" * 99, "\ud800"), ("c" * 64, "m" * 64, "?")),
+    ],
+)
+async def test_odd_names(tmp_path: Path, code: object, stopped_by: object, told: tuple) -> None:
+    """Plugins of others may give what is none."""
+    record = await recorded(tmp_path, plugin=odd(code, stopped_by))
+    assert told == (record["code"], record["stopped_by"], record["label"])
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "found", "error"),
+    [
+        (7, None, "TypeError"),
+        (("a", "b", "c"), None, "ValueError"),
+        (("m", "l"), 7, "AttributeError"),
+        (("m", "l"), Violation(None, "tools", 0, "l", "m", "block", score=object()), "TypeError"),
+    ],
+)
+async def test_no_record_is_lost(tmp_path: Path, stopped_by: object, found: object, error: str) -> None:
+    """Where one cannot be made, what is sure of it is written, and the log tells of the fault."""
+    ran = await run(odd("c", stopped_by, found), before=[Audit(folder=tmp_path)], messages=MESSAGES)
+    assert [error] == [type(raised.__cause__).__name__ for raised in ran.raised]
+    [record] = await asyncio.to_thread(records, tmp_path)
+    assert ("request-1", "unavailable", 500, error) == tuple(
+        record[name] for name in ("request_id", "outcome", "status", "incomplete")
+    )
 
 
 @pytest.mark.parametrize("operation", ["models", "quota"])
@@ -274,7 +351,7 @@ async def test_odd_texts(tmp_path: Path) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         max_leaves=8,
     )
@@ -283,6 +360,21 @@ def test_the_canonical_form(value: object) -> None:
     """It is what Python's own library writes, as the docs say."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     assert text.encode("utf-8", "replace") == canonical(value)
+
+
+NUMBERS = ("1e-7", "1E16", "1.0", "-0.0", "12345678901234567890123", "-9223372036854775809", "1e22", "5e-324")
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, f"[{','.join(NUMBERS)}]"])
+async def test_the_documented_digest(tmp_path: Path, number: str) -> None:
+    """Who has the bytes that went to the upstream comes to the same, however its numbers are written."""
+    body = f'{{"messages": [{{"role": "user", "content": "é\\u2028", "n": {number}, "a": 1}}]}}'.encode()
+    asked = json.dumps(json.loads(body)["messages"], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    ex = exchange()
+    ex.loaded = ChatRequest(body)
+    ex.tells(lambda: Told("POST", 200, ex.started, None))
+    made = record_of(ex, Policy("digest", "none", Secret(DIGEST_KEY)), None)
+    assert hmac_of(asked) == made["prompt"]["hmac_sha256"]
 
 
 def test_an_unclear_index_is_no_text() -> None:

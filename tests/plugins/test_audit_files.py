@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -125,8 +126,43 @@ def test_a_file_that_lost_its_end_is_found(tmp_path: Path) -> None:
 def test_a_chain_has_one_end(tmp_path: Path) -> None:
     """Of two files that go on from one, one is made up."""
     first, second, *_ = written(tmp_path, 4, 1)
-    (tmp_path / "audit-99.jsonl").write_bytes(second.read_bytes())
+    begin, *_ = second.read_bytes().splitlines(keepends=True)
+    (tmp_path / "audit-99.jsonl").write_bytes(begin.replace(second.name.encode(), b"audit-99.jsonl"))
     assert [f"goes on from {first.name}, as {second.name} does"] == problems(tmp_path)
+
+
+def test_a_copy_under_another_name_is_found(tmp_path: Path) -> None:
+    """Nothing goes on from the first file of a chain that could tell it from a chain of its own."""
+    first, *_ = written(tmp_path, 4, 1)
+    (tmp_path / "audit-99.jsonl").write_bytes(first.read_bytes())
+    [problem] = problems(tmp_path)
+    assert "line 1: is of a file with another name" in problem
+
+
+@pytest.mark.parametrize("more", [b"{", b'{"kind": "exchange"}'])
+def test_nothing_stands_behind_the_end(tmp_path: Path, more: bytes) -> None:
+    """Not even half a line, as a crash leaves it before the end."""
+    [path] = written(tmp_path)
+    path.write_bytes(path.read_bytes() + more)
+    assert ["line 6: stands behind the end"] == problems(tmp_path)
+
+
+def test_a_good_copy_does_not_hide_a_broken_file(tmp_path: Path) -> None:
+    """Nor the other way round: each file is looked at, and a chain may lie in several folders."""
+    good, broken = tmp_path / "good", tmp_path / "broken"
+    paths = written(good, 4, 1)
+    broken.mkdir()
+    for path in paths:
+        (broken / path.name).write_bytes(path.read_bytes())
+    assert [] == [checked.problem for checked in verify([good, broken, good]) if checked.problem]
+    bad = broken / paths[1].name
+    bad.write_bytes(bad.read_bytes().replace(b'"number"', b'"nomber"'))
+    for folders in ([good, broken], [broken, good]):
+        assert [bad] == [checked.path for checked in verify(folders) if checked.problem]
+    for path in paths[:-1]:
+        (broken / path.name).unlink()
+    paths[-1].unlink()
+    assert [] == [checked.problem for checked in verify([broken, good]) if checked.problem]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +303,49 @@ def test_a_disk_that_does_not_sync(tmp_path: Path, disk: Disk) -> None:
     assert [0, 1] == numbers(tmp_path)
 
 
+def removed(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_a_file_that_was_removed(tmp_path: Path, all_of_it: bool) -> None:
+    """Nothing is written to it that could still be written elsewhere; another file goes on, and says after which."""
+    folder = tmp_path / "audit"
+    audit = AuditFile(folder, MIB)
+    audit.open()
+    audit.append([record(0)])
+    gone = audit.name
+    removed(folder)
+    if all_of_it:
+        folder.rmdir()
+    done, problem = audit.append([record(1)])
+    assert (0, "the file was removed while it was written") == (done, problem.strerror)
+    assert (1, None) == audit.append([record(1)])
+    removed(folder)
+    assert isinstance(audit.sync(), FileNotFoundError)
+    assert (1, None) == audit.append([record(2)])
+    audit.close()
+    assert [2] == numbers(folder)
+    [path] = folder.iterdir()
+    assert check(path).after not in (None, gone)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_folder_that_was_removed(tmp_path: Path) -> None:
+    """Whoever asks while it is found out is refused; the log tells of it."""
+    lent = Lent()
+    audit = Audit(folder=tmp_path / "audit")
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+        await asyncio.to_thread(shutil.rmtree, tmp_path / "audit")
+        assert await chain.ask()
+        told = await chain.says("audit records cannot be written")
+        assert "the file was removed while it was written" == told["reason"]
+        await chain.says("audit records are written again")
+    assert 1 == await asyncio.to_thread(exchanges, tmp_path / "audit")
+
+
 class Chain:
     """The plugin as it is served, with requests that end when they are told to."""
 
@@ -351,6 +430,57 @@ async def test_open_while_nothing_can_be_written(tmp_path: Path, disk: Disk, mon
     assert ("", lost) == (checked.problem, checked.lost)
 
 
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+@pytest.mark.parametrize("where", ["write", "fsync", "append"])
+@pytest.mark.usefixtures("quick")
+async def test_any_error_is_one_of_writing(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, where: str, error: type[Exception]
+) -> None:
+    """The task that writes does not die of it: it is told once, requests are refused, and it is tried again."""
+    lent = Lent()
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+
+        def fails(*_: object) -> None:
+            raise error(CANARY)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(*(AuditFile, "append") if where == "append" else (disk, where), fails, raising=False)
+            patch.setattr(writer, "SYNC_S", 0.001)
+            assert await chain.ask()
+            told = await chain.says("audit records cannot be written")
+            assert error.__name__ == told["reason"]
+            assert not await chain.ask()
+        await chain.says("audit records are written again")
+        assert await chain.ask()
+    assert 2 == await asyncio.to_thread(exchanges, tmp_path)
+    assert CANARY not in str(lent.lines)
+    assert 1 == sum(line["event"] == "audit records cannot be written" for line in lent.lines)
+
+
+CANARY = "canary"
+
+
+def exchanges(folder: Path) -> int:
+    """How many records are there, in files that are sound."""
+    assert [] == problems(folder)
+    lines = [json.loads(line) for path in folder.iterdir() for line in path.read_bytes().splitlines()]
+    return sum(line["kind"] == "exchange" for line in lines)
+
+
+async def test_nobody_is_served_when_nobody_writes(tmp_path: Path) -> None:
+    """Whatever has ended the task."""
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(Lent().services):
+        task = audit._writer._task
+        audit._writer._closing.set()
+        audit._writer._wake.set()
+        await task
+        with pytest.raises(Unavailable):
+            await audit.on_request(exchange())
+
+
 async def test_what_cannot_be_written_at_the_end_is_counted(tmp_path: Path, disk: Disk) -> None:
     """In the log, which is all that there is then."""
     lent = Lent()
@@ -379,6 +509,28 @@ async def test_a_disk_that_hangs(tmp_path: Path, disk: Disk, monkeypatch: pytest
         assert not await chain.ask()
         disk.held.set()
     assert 2 == sum("exchange" in line for path in tmp_path.iterdir() for line in path.read_text().splitlines())
+
+
+async def test_a_disk_that_hangs_at_the_end(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it: not who closes, not the loop, not the process. The log has what is lost."""
+    monkeypatch.setattr(writer, "CLOSE_S", 0.01)
+    lent = Lent()
+    audit = Audit(folder=tmp_path)
+    async with audit.lifespan(lent.services):
+        chain = Chain(audit, lent)
+        disk.held.clear()
+        assert await chain.ask()
+        await asyncio.sleep(0)
+        assert await chain.ask()
+    assert 2 == (await chain.says("audit records lost"))["count"]
+    assert "the disk hangs" in (await chain.says("audit file not ended"))["reason"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "audit"]
+    assert {True} == {thread.daemon for thread in threads}
+    disk.held.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+    [checked] = await asyncio.to_thread(verify, [tmp_path])
+    assert ("", True) == (checked.problem, checked.ended)  # as soon as it goes on
 
 
 async def test_the_log_has_the_hash_of_the_last_line(tmp_path: Path) -> None:

@@ -282,6 +282,15 @@ async def test_strict(make: Any) -> None:
     assert SECRET not in str(line)
 
 
+async def test_the_log_does_not_repeat_the_name_of_an_unknown_field() -> None:
+    """It was the client who chose it."""
+    lent = Lent()
+    with pytest.raises(Reject):
+        await ask(Moderation(moderators=(lexicon(),)), lent, **says("Hi"), **{"my number is 13812345678": SECRET})
+    [line] = lent.lines
+    assert ("request", "?") == (line["direction"], line["place"])
+
+
 @pytest.mark.parametrize("make", [lexicon, Asked], ids=["lexicon", "asked"])
 async def test_whole(make: Any) -> None:
     """The same for a reply that is not streamed."""

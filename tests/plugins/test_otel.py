@@ -178,6 +178,15 @@ async def test_a_request_and_its_call(spans: Spans) -> None:
     assert f"00-{client.context.trace_id:032x}-{client.context.span_id:016x}" == traceparent(ran)[:52]
 
 
+async def test_two_in_one_chain(spans: Spans) -> None:
+    """As for two collectors: each tells its own spans."""
+    ran = await run(Otel(service_name="two"), CHAT, before=[Otel(service_name="one")], answer=["Hello"])
+    assert [] == ran.raised
+    told = [(span.resource.attributes["service.name"], span.kind) for span in spans.get_finished_spans()]
+    assert {(name, kind) for name in ("one", "two") for kind in (SpanKind.SERVER, SpanKind.CLIENT)} == {*told}
+    assert 4 == len(told)
+
+
 def traceparent(ran: Ran) -> str:
     return ran.exchange.upstream_headers["traceparent"]
 

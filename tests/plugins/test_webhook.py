@@ -347,6 +347,26 @@ async def test_redirects_are_not_followed(endpoint: Endpoint, status: int) -> No
             "openai",
             r"at `\$.results\[0\].categories\[...\]`",
         ),
+        (b'{"action": "block", "action": "pass"}', "plain", "a key stands twice"),
+        (b'{"action":"mask","findings":[{"action":"block","\\u0061ction":"pass"}]}', "plain", "a key stands twice"),
+        (
+            b'{"results": [{"flagged": true, "flagged": false, "categories": {}, "category_scores": {}}]}',
+            "openai",
+            "a key stands twice",
+        ),
+        (
+            b'{"results": [{"flagged": false, "categories": {"hate": true, "hate": false}, "category_scores": {}}]}',
+            "openai",
+            "a key stands twice",
+        ),
+        (
+            b'{"results": [{"flagged": false, "categories": {}, "category_scores": {}}], "x": '
+            + b"[" * 300
+            + b"]" * 300
+            + b"}",
+            "openai",
+            "nests deeply",
+        ),
         (b'{"action": "pass", "label": "' + b"x" * MAX_ANSWER_BYTES + b'"}', "plain", "longer than 65536 bytes"),
     ],
 )

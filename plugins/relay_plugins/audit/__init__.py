@@ -23,7 +23,7 @@ from relay.options import ConfigError
 from relay.plugin import OPERATIONS, Plugin, Reply, Services, Sink
 from relay.secret import Secret
 from relay_plugins.audit.file import AuditFile
-from relay_plugins.audit.record import Policy, record
+from relay_plugins.audit.record import Policy, record, remainder
 from relay_plugins.audit.said import Said
 from relay_plugins.audit.writer import Writer
 
@@ -103,4 +103,8 @@ class Audit(Plugin):
 
     async def on_end(self, ex: Exchange) -> None:
         said = ex[self._said].told() if self._said in ex else None
-        self._writer.put(record(ex, self._policy, said))
+        try:
+            self._writer.put(record(ex, self._policy, said))
+        except Exception as error:
+            self._writer.put(remainder(ex, error))
+            raise  # the log tells of it

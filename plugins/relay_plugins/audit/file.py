@@ -5,12 +5,16 @@ or two generations of one process, never share one. It begins with a line that s
 does, and ends with one that says so. The hash chain goes on from file to file, so neither lines nor files can be changed,
 removed or put in between without a trace, but at its end: so the hash of the last line of each file is logged too.
 
+Whatever goes wrong, be it a full disk or no memory, is handed back as the problem, with the state as it then is: a record
+that is not told to be written can be tried again.
+
 (The chain is that of B. Schneier and J. Kelsey, "Secure Audit Logs to Support Computer Forensics", 1999, without keys: who
 may write the files and the log can write both anew.)
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -60,51 +64,59 @@ class AuditFile:
 
     def open(self) -> None:
         """Begin the first file. Raises OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._begin()
 
-    def append(self, records: Sequence[bytes]) -> tuple[int, OSError | None]:
+    def append(self, records: Sequence[bytes]) -> tuple[int, Exception | None]:
         """Write JSON objects as lines; how many are there, and why not all.
 
         After an error what is left may be tried again: half a line is taken away, or left as the end of its file.
         """
         try:
+            self._look()
             if self._fd < 0:
                 self._begin()
             elif self._size >= self._max_bytes or self._day != stamp(time.time())[:10]:
                 self._end()
                 self._begin()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - see the head of the file
             return 0, error
         written, problem = self._write(records)
         if problem is None and time.monotonic() - self._synced_at >= SYNC_S:
             problem = self.sync()
         return written, problem
 
-    def sync(self) -> OSError | None:
+    def sync(self) -> Exception | None:
         """See to it that all that was written outlives a power cut; why not, if it cannot be done."""
         try:
             if self._fd >= 0:
                 os.fsync(self._fd)
-        except OSError as error:
+                self._look()
+        except Exception as error:  # noqa: BLE001 - see the head of the file
             self._abandon()  # nobody knows what of it is on the disk: a second try would say nothing
             return error
         self.dirty = False
         self._synced_at = time.monotonic()
         return None
 
-    def close(self) -> OSError | None:
+    def close(self) -> Exception | None:
         """End the file."""
         try:
             if self._fd >= 0:
                 self._end()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - see the head of the file
             return error
         finally:
             self._abandon()
         return None
 
+    def _look(self) -> None:
+        """Raises FileNotFoundError, once, if the file was removed: what is written to it goes nowhere."""
+        if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+            self._abandon()
+            raise FileNotFoundError(errno.ENOENT, "the file was removed while it was written")
+
     def _begin(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
         now = stamp(time.time())
         name = f"{PREFIX}{now[:19].replace(':', '').replace('-', '')}Z-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         path = self.folder / name
@@ -114,6 +126,7 @@ class AuditFile:
             "time": now,
             "version": VERSION,
             "pid": os.getpid(),
+            "file": name,
             "after": self.name or None,
         }
         self._fd, self._size, self._day = fd, 0, now[:10]
@@ -122,12 +135,12 @@ class AuditFile:
             if problem is None:
                 os.fsync(fd)
                 _sync_folder(self.folder)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - see the head of the file
             written, problem = 1, error
         if problem is not None:
             self._abandon()
             if not written:
-                with suppress(OSError):
+                with suppress(Exception):
                     path.unlink()  # nothing is in it
                 raise problem
         self.name = name
@@ -146,11 +159,12 @@ class AuditFile:
             raise problem
 
     def _abandon(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self.dirty = -1, False
+        fd, self._fd, self.dirty = self._fd, -1, False
+        if fd >= 0:
+            with suppress(OSError):  # it is closed all the same
+                os.close(fd)
 
-    def _write(self, records: Sequence[bytes]) -> tuple[int, OSError | None]:
+    def _write(self, records: Sequence[bytes]) -> tuple[int, Exception | None]:
         lines, hashes, last = [], [], self._last
         for number, record in enumerate(records, self._next):
             line = b'{"seq":%d,"prev":"%s",' % (number, last.encode()) + record[1:]
@@ -158,13 +172,13 @@ class AuditFile:
             lines.append(line + b"\n")
             hashes.append(last)
         rest = memoryview(b"".join(lines))
-        problem: OSError | None = None
+        problem: Exception | None = None
         done = 0
         try:
             while rest:
                 count = os.write(self._fd, rest)
                 rest, done = rest[count:], done + count
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - see the head of the file
             problem = error
         self.dirty = self.dirty or done > 0
         whole = 0  # lines that are there, and their bytes
@@ -179,7 +193,7 @@ class AuditFile:
         if done > size:
             try:
                 os.ftruncate(self._fd, self._size)
-            except OSError:  # a file that may only be appended to: the half line stays, and another file goes on
+            except Exception:  # noqa: BLE001 - a file that may only be appended to: the half line stays, and another file goes on
                 self._abandon()
         return whole, problem
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from relay.exchange import CALLER, STOPPED_BY, VIOLATIONS, Exchange
+from relay.pure.openai import load_exactly
 from relay.pure.request import ChatRequest
 from relay.secret import Secret
 
@@ -62,9 +63,9 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
         "stream": request.stream if request is not None else None,
         "outcome": outcome.kind if outcome is not None else None,
         "status": told.status or None,
-        "code": error.code[:MAX_NAME_CHARS] if error is not None else None,
-        "stopped_by": moderator or None,
-        "label": clean(label) or None,
+        "code": _named(error.code) if error is not None else None,
+        "stopped_by": _named(moderator),
+        "label": _named(label),
         "verdicts": [
             {
                 "direction": found.direction,
@@ -93,6 +94,24 @@ def record(ex: Exchange, policy: Policy, said: list[Record] | None) -> Record:
     return made
 
 
+def remainder(ex: Exchange, error: Exception) -> Record:
+    """What can be said of an exchange whose record cannot be made, as when a plugin has left there what is no text."""
+    return {
+        "kind": "exchange",
+        "time": stamp(time.time() - (monotonic() - ex.started)),
+        "request_id": ex.id,
+        "operation": ex.operation,
+        "outcome": ex.outcome.kind if ex.outcome is not None else None,
+        "status": ex.told.status or None,
+        "incomplete": type(error).__name__,
+    }
+
+
+def _named(name: object) -> str | None:
+    """A name that a plugin gave, if it did."""
+    return clean(name) if name else None
+
+
 def _user(user: object, policy: Policy) -> Record | str | None:
     if not isinstance(user, str):
         return None
@@ -105,7 +124,7 @@ def _user(user: object, policy: Policy) -> Record | str | None:
 
 def _prompt(request: ChatRequest, policy: Policy) -> Record:
     """The messages as they were at the end: as an upstream had them, if one did."""
-    text = canonical(request.messages)
+    text = canonical(_exact(request))
     if policy.text == "full":
         return {"text": text[: policy.max_bytes].decode("utf-8", "ignore"), "bytes": len(text)}
     digest = policy.digest()
@@ -113,12 +132,31 @@ def _prompt(request: ChatRequest, policy: Policy) -> Record:
     return {"hmac_sha256": digest.hexdigest(), "bytes": len(text)}
 
 
+def _exact(request: ChatRequest) -> list[Any]:
+    """The messages as they went on, their integers with all digits, of which those that were parsed have lost some."""
+    if _is_exact(request.messages):
+        return request.messages
+    messages: list[Any] = load_exactly(request.encode())["messages"]
+    return messages
+
+
+def _is_exact(value: object) -> bool:
+    """Whether no number in it can have been an integer of more than 64 bits, or be written in two ways."""
+    if isinstance(value, dict):
+        return all(map(_is_exact, value.values()))
+    return all(map(_is_exact, value)) if isinstance(value, list) else not isinstance(value, float)
+
+
 def canonical(value: object) -> bytes:
-    """Compact JSON with sorted keys: what `json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))` gives."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # halves of surrogate pairs, integers of more than 64 bits
-        return encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
+    """Compact JSON with sorted keys: what `json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))` gives,
+    in UTF-8, with a question mark for each half of a surrogate pair.
+    """
+    if _is_exact(value):  # else orjson writes 1e-7 where Python has 1e-07
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except TypeError:  # halves of surrogate pairs, integers of more than 64 bits
+            pass
+    return encoded(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")))
 
 
 def encoded(text: str) -> bytes:
@@ -126,7 +164,7 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def clean(name: str) -> str:
+def clean(name: object) -> str:
     """A name that somebody else gave, as far as it is one, and as JSON can say it."""
-    name = str(name)[:MAX_NAME_CHARS]  # a moderator may have given anything
-    return name if name.isascii() else encoded(name).decode()
+    text = str(name)[:MAX_NAME_CHARS]  # a moderator may have given anything
+    return text if text.isascii() else encoded(text).decode()

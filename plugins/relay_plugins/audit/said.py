@@ -7,6 +7,7 @@ from typing import Final
 
 from relay.plugin import Sink
 from relay.pure.openai import Chunk
+from relay.pure.places import known
 from relay.pure.surfaces import IndexUnclearError, Kind, read
 from relay_plugins.audit.record import Policy, Record, clean, encoded
 
@@ -54,7 +55,8 @@ class Said:
         """Each text that was said, by its choice and surface, with its length in bytes of UTF-8."""
         told: list[Record] = []
         for (choice, surface), text in self._texts.items():
-            entry: Record = {"choice": choice, "surface": clean(surface), "bytes": text.bytes}
+            shown = known(surface) if text.digest is not None else clean(surface)  # a name can say what a text can
+            entry: Record = {"choice": choice, "surface": shown, "bytes": text.bytes}
             if text.digest is not None:
                 entry["hmac_sha256"] = text.digest.hexdigest()
             else:

@@ -47,20 +47,23 @@ def files(paths: Iterable[Path]) -> Iterator[Path]:
 
 def verify(paths: Iterable[Path]) -> list[Checked]:
     """Look at all of these files, and at how they follow each other. Raises OSError."""
-    found = {path.name: check(path) for path in files(paths)}
+    found = [check(path) for path in dict.fromkeys(files(paths))]
+    sound: dict[str, list[Checked]] = {}  # copies in several folders have one name
+    for checked in found:
+        if not checked.problem:
+            sound.setdefault(checked.path.name, []).append(checked)
     followers: dict[str, str] = {}
-    for name, checked in found.items():
+    for checked in found:
         if checked.problem or checked.after is None:
             continue
-        other = followers.setdefault(checked.after, name)
-        before = found.get(checked.after)
-        if other != name:
+        other = followers.setdefault(checked.after, checked.path.name)
+        before = sound.get(checked.after, [])
+        beside = [each for each in before if each.path.parent == checked.path.parent]
+        if other != checked.path.name:
             checked.problem = f"goes on from {checked.after}, as {other} does"
-        elif (
-            before is not None and not before.problem and (before.next, before.last) != (checked.first, checked.before)
-        ):
+        elif before and (checked.first, checked.before) not in [(each.next, each.last) for each in beside or before]:
             checked.problem = f"does not go on where {checked.after} ends"
-    return list(found.values())
+    return found
 
 
 def check(path: Path) -> Checked:
@@ -69,6 +72,8 @@ def check(path: Path) -> Checked:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if not raw.endswith(b"\n"):
+                if checked.ended:
+                    checked.problem = f"line {number}: stands behind the end"
                 checked.torn = len(raw)
                 break
             line = raw[:-1]
@@ -95,6 +100,8 @@ def _wrong(checked: Checked, number: int, line: bytes) -> str:
         checked.after = after if after is None else str(after)
         if checked.after is None and (seq, prev) != (0, NOTHING_BEFORE):
             return "is not the beginning of a chain"
+        if said.get("file", checked.path.name) != checked.path.name:
+            return "is of a file with another name: this is a copy of it, or it was renamed"
         checked.first, checked.before = seq, prev
         checked.next = seq
     elif checked.ended:

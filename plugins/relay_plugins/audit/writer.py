@@ -1,4 +1,4 @@
-"""Records on their way to the disk: `put` never waits and never fails; a thread writes what has come since it last wrote.
+"""Records on their way to the disk: `put` never waits for them; a thread writes what has come since it last wrote.
 
 What is put is in the kernel's hands within milliseconds, so it outlives the process, and on the disk within a second. While
 it cannot be written it waits, up to a bound, and is tried again every second; what is beyond the bound is counted, and the
@@ -18,11 +18,14 @@ from relay.log import Logger
 from relay.pure.openai import dump
 from relay_plugins.audit.file import SYNC_S, AuditFile
 from relay_plugins.audit.record import Record, stamp
+from relay_plugins.audit.thread import Thread
 
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 RETRY_S: Final = 1.0
 # A write that takes longer is one that may never end, as on a network's disk.
 STUCK_S: Final = 5.0
+# What has not been written so long after the end is given up: whoever stops the relay waits for it.
+CLOSE_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -55,7 +58,12 @@ class Writer:
 
     async def open(self) -> None:
         """Raises OSError if there cannot be a file."""
-        await asyncio.to_thread(self._file.open)
+        self._thread = Thread("audit")
+        try:
+            await self._thread.run(self._file.open)
+        except BaseException:
+            self._thread.stop()
+            raise
         self._log.info("audit file begun", file=self._file.name)
 
     async def __aenter__(self) -> Self:
@@ -65,11 +73,24 @@ class Writer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is left, if it can be, and end the file."""
+        """Write what is left, if it can be, and end the file; a disk that hangs is not waited for."""
         assert self._task is not None
         self._closing.set()
         self._wake.set()
-        await self._task
+        _, late = await asyncio.wait((self._task,), timeout=CLOSE_S)
+        if not late:
+            self._thread.stop()
+            await self._task
+            return
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        self._closed = True
+        self._thread.stop(self._abandon)
+        self._log.error(
+            "audit file not ended", reason=f"the disk hangs; waited {CLOSE_S:g} s", folder=str(self._file.folder)
+        )
+        if left := self._left():
+            self._tell_lost(left)
 
     @property
     def sound(self) -> bool:
@@ -77,11 +98,13 @@ class Writer:
 
         Half of the room is for the records of requests that are under way.
         """
+        if self._task is None or self._task.done():
+            return False
         stuck = self._since is not None and self._loop.time() - self._since > STUCK_S
         return not (self._failing or stuck) and self._bytes < self._max_bytes // 2
 
     def put(self, record: Record) -> None:
-        """Have it written. Neither waits nor raises."""
+        """Have it written. Does not wait. Raises TypeError or ValueError if JSON cannot say it, and nothing else."""
         data = dump(record)
         if self._closed:
             self._tell_lost(1)  # of a request that outlived its chain
@@ -97,6 +120,14 @@ class Writer:
             self._lost.until = time.time()
         self._wake.set()
 
+    def _abandon(self) -> None:
+        """End the file, should its disk come back."""
+        self._file.close()
+
+    def _left(self) -> int:
+        """Records that are not written, as far as is known."""
+        return len(self._writing) + sum(each.count if isinstance(each, _Lost) else 1 for each in self._waiting)
+
     async def _run(self) -> None:
         while not self._closing.is_set():
             await self._woken()
@@ -104,12 +135,12 @@ class Writer:
         while not self._failing and (self._waiting or self._writing):
             await self._write()
         self._closed = True
-        problem = await asyncio.to_thread(self._file.close)
+        problem = await self._thread.run(self._file.close)
         self._tell_closed()
-        if left := len(self._writing) + sum(each.count if isinstance(each, _Lost) else 1 for each in self._waiting):
+        if left := self._left():
             self._tell_lost(left)
         elif problem is not None:
-            self._log.error("audit file not ended", reason=problem.strerror, folder=str(self._file.folder))
+            self._log.error("audit file not ended", reason=_reason(problem), folder=str(self._file.folder))
 
     async def _woken(self) -> None:
         """Wait until there is something to do. While nothing can be written, what comes waits with the rest."""
@@ -126,10 +157,14 @@ class Writer:
         if not self._writing:
             self._take()
         self._since = self._loop.time()
-        if self._writing or self._failing:  # then it is found out whether there is a file to write to
-            written, problem = await asyncio.to_thread(self._file.append, self._writing)
-        else:
-            written, problem = 0, await asyncio.to_thread(self._file.sync)
+        written, problem = 0, None
+        try:
+            if self._writing or self._failing:  # then it is found out whether there is a file to write to
+                written, problem = await self._thread.run(self._file.append, self._writing)
+            else:
+                problem = await self._thread.run(self._file.sync)
+        except Exception as error:  # noqa: BLE001 - as when there is no thread; what dies of it would write nothing any more
+            problem = error
         self._since = None
         self._bytes -= sum(map(len, self._writing[:written]))
         del self._writing[:written]
@@ -138,7 +173,7 @@ class Writer:
             if not self._failing:
                 self._failing = True
                 self._log.error(
-                    "audit records cannot be written", reason=problem.strerror, folder=str(self._file.folder)
+                    "audit records cannot be written", reason=_reason(problem), folder=str(self._file.folder)
                 )
         elif self._failing:
             self._failing = False
@@ -173,3 +208,8 @@ class Writer:
         closed, self._file.closed = self._file.closed, []
         for name, lines, last in closed:
             self._log.info("audit file ended", file=name, lines=lines, last=last)
+
+
+def _reason(problem: Exception) -> str:
+    """What it is called; not what it says, unless the system says it."""
+    return (problem.strerror if isinstance(problem, OSError) else None) or type(problem).__name__

@@ -23,7 +23,6 @@ from relay.plugin import Plugin, Reply, Services
 from relay.secret import Secret
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
-_TRACED: Final[Key[Any]] = Key("otel.traced", object)
 
 
 class Otel(Plugin):
@@ -48,9 +47,11 @@ class Otel(Plugin):
     sample_ratio: Annotated[float, Meta(ge=0, le=1)] | None = None
     trust_context: bool = False
 
+    _traced: Key[Any] = dataclasses.field(init=False)  # its own: two of them may trace one request to two collectors
     _tracing: Any = dataclasses.field(init=False)  # a Tracing: what it is made of is imported when it is used
 
     def __post_init__(self) -> None:
+        self._traced = Key("otel.traced", object)
         if self.endpoint and (problem := _problem(self.endpoint)):
             raise ValueError(f"endpoint {problem}")
         for name, secret in self.headers.items():
@@ -82,12 +83,12 @@ class Otel(Plugin):
     async def on_request(self, ex: Exchange) -> Reply | None:
         traced = self._tracing.begin(ex)
         if traced is not None:
-            ex[_TRACED] = traced
+            ex[self._traced] = traced
         return None
 
     async def on_end(self, ex: Exchange) -> None:
-        if _TRACED in ex:
-            self._tracing.end(ex[_TRACED], ex)
+        if self._traced in ex:
+            self._tracing.end(ex[self._traced], ex)
 
 
 def _problem(endpoint: str) -> str:

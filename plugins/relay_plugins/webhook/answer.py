@@ -9,8 +9,10 @@ import re
 from typing import Final, TypeVar
 
 import msgspec
+import orjson
 
 from relay.moderator import NoVerdict
+from relay.pure.openai import has_repeated_key, nests_deeply
 
 T = TypeVar("T")
 
@@ -22,11 +24,18 @@ _HARMLESS: Final = re.compile(r"Expected |Object missing required field ")
 def read(data: bytes, shape: type[T]) -> T:
     """Raises NoVerdict that says what is wrong, and where."""
     try:
-        return msgspec.json.decode(data, type=shape)
+        answer = msgspec.json.decode(data, type=shape)
+        value = orjson.loads(data)
     except msgspec.ValidationError as error:
         raise NoVerdict(f"the endpoint's answer is not as it has to be: {_said(str(error))}") from None
     except (msgspec.DecodeError, ValueError):
         raise NoVerdict("the endpoint's answer is no JSON; check `url`, and what is in front of it") from None
+    # Readers differ in which of two they take: the endpoint may have meant the other one.
+    if nests_deeply(data, value) or has_repeated_key(data, value):
+        raise NoVerdict(
+            "the endpoint's answer is not as it has to be: a key stands twice in one object, or it nests deeply"
+        )
+    return answer
 
 
 def name(said: str) -> str:
