@@ -235,10 +235,13 @@ class TextSink:
             leaves.append(slot.text if text is None else text.add(chunk, slot.text, last))
         said = [*slots(choice, "delta")]
         ends = is_finished(choice)
-        # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it.
+        # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it, unless
+        # the choice ends with it.
         delta = choice.get("delta")
         now = {
-            slot.surface for slot in said if slot.text or (slot.container is not delta and slot.container is not choice)
+            slot.surface
+            for slot in said
+            if slot.text or not (ends or slot.container is delta or slot.container is choice)
         }
         if ends or now or _has_more(delta):
             self._finish(index, now)

@@ -228,6 +228,15 @@ async def test_an_empty_piece_ends_nothing():
     assert "<tool_calls.0.arguments>a dog" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
 
 
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_an_empty_piece_in_the_frame_of_the_finish_loses_nothing(surface):
+    said = SURFACES[surface]
+    events = [frames.delta(said("a ca")), frames.delta(said(""), finish_reason="length"), frames.done()]
+    reply = (await run(Each(), answer=b"".join(events))).reply
+    assert f"<{surface}>a ca" == "".join(strings(event["choices"][0]["delta"]) for event in reply.events)
+    assert "length" == reply.events[-1]["choices"][0]["finish_reason"]
+
+
 async def test_a_surface_that_nobody_wants():
     events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
     ran = await run(Each(), answer=b"".join(events))
