@@ -26,7 +26,7 @@ import orjson
 from relay.exchange import Outcome
 from relay.plugin import Sink
 from relay.pure.openai import Chunk, Frame, dump, load_exactly
-from relay.pure.slots import number_of, slots
+from relay.pure.slots import Slot, number_of, slots
 from relay.pure.surfaces import MESSAGE_METADATA, is_finished
 
 Rewrite = Callable[[str, bool], tuple[str, str]]
@@ -212,7 +212,7 @@ class TextSink:
             self._sink.feed(chunk)
             return
         own = _own(chunk)
-        says = own.get("usage") is not None or len(changed) < len(own["choices"])
+        says = _is_body(chunk) or own.get("usage") is not None or len(changed) < len(own["choices"])
         for place, leaves in changed.items():
             choice = own["choices"][place]
             for slot, text in zip([*slots(choice, "message"), *slots(choice, "delta")], leaves, strict=True):
@@ -224,16 +224,10 @@ class TextSink:
 
     def _choice(self, chunk: Chunk, choice: Frame, index: int) -> list[str]:
         """What leaves of each text of one choice of a frame. What was held of others leaves before, if it goes on to these."""
-        leaves = []
-        whole: dict[str, _Text | None] = {}  # a message is all that there is of its texts
-        message = [*slots(choice, "message")]
-        for place, slot in enumerate(message):
-            if slot.surface not in whole:
-                rewrite = self._begin(slot.surface)
-                whole[slot.surface] = None if rewrite is None else _Text(rewrite)
-            text, last = whole[slot.surface], all(slot.surface != other.surface for other in message[place + 1 :])
-            leaves.append(slot.text if text is None else text.add(chunk, slot.text, last))
+        leaves = self._whole(chunk, [*slots(choice, "message")])
         said = [*slots(choice, "delta")]
+        if _is_body(chunk):
+            return leaves + self._whole(chunk, said)
         ends = is_finished(choice)
         # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it, unless
         # the choice ends with it.
@@ -245,17 +239,31 @@ class TextSink:
         }
         if ends or now or _has_more(delta):
             self._finish(index, now)
+        lasts = {slot.surface: place for place, slot in enumerate(said) if slot.text}
         for place, slot in enumerate(said):
             if not slot.text:
                 leaves.append("")
                 continue
-            last = ends and not any(slot.surface == other.surface and other.text for other in said[place + 1 :])
+            last = ends and place == lasts[slot.surface]
             begun = self._text(index, slot.surface)
             if begun is not None and begun.frames:
                 self._detach(begun, begun.free)
             leaves.append(slot.text if begun is None else begun.add(chunk, slot.text, last))
         if ends:
             self._texts.pop(index, None)
+        return leaves
+
+    def _whole(self, chunk: Chunk, said: list[Slot]) -> list[str]:
+        """What leaves of each text where these are all that there is of them."""
+        lasts = {slot.surface: place for place, slot in enumerate(said)}
+        texts: dict[str, _Text | None] = {}
+        leaves = []
+        for place, slot in enumerate(said):
+            if slot.surface not in texts:
+                rewrite = self._begin(slot.surface)
+                texts[slot.surface] = None if rewrite is None else _Text(rewrite)
+            text = texts[slot.surface]
+            leaves.append(slot.text if text is None else text.add(chunk, slot.text, place == lasts[slot.surface]))
         return leaves
 
     def _finish(self, index: int, but: Container[str] = ()) -> None:

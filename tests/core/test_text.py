@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import Plugin
+from relay.pure.openai import Chunk
 from relay.testing import frames
+from relay.testing.reply import Kept
 from relay.testing.run import run
 from relay.text import MAX_HELD_CHARS, MAX_WAITING_CHARS, TextSink, begun
 
@@ -235,6 +238,58 @@ async def test_an_empty_piece_in_the_frame_of_the_finish_loses_nothing(surface):
     reply = (await run(Each(), answer=b"".join(events))).reply
     assert f"<{surface}>a ca" == "".join(strings(event["choices"][0]["delta"]) for event in reply.events)
     assert "length" == reply.events[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        ({"index": 0, "text": "a ca"}, {"index": 0, "text": "a ca"}),
+        ({"index": 0, "text": "a cat"}, {"index": 0, "text": "a dog"}),
+        (
+            {"message": {"content": "cat"}, "delta": {"content": "a ca"}},
+            {"message": {"content": "dog"}, "delta": {"content": "a ca"}},
+        ),
+    ],
+)
+async def test_a_body_is_whole(choice, left):
+    """Whatever stands in it: nothing of it is held, and it stays a body."""
+    plugin = Texts() if "text" in choice else Swap()
+    ran = await run(plugin, stream=False, answer=json.dumps({"choices": [choice]}).encode())
+    assert {"choices": [left]} == ran.reply.json
+
+
+class Texts(Plugin):
+    """The same for the texts of completions."""
+
+    def on_stream(self, ex, sink):
+        return TextSink.each(sink, lambda surface: Swap()._swap if surface == "text" else None)
+
+
+@pytest.mark.parametrize("part", ["message", "delta"])
+def test_the_work_grows_with_the_texts_of_a_frame_and_no_faster(part):
+    """Twice the texts are twice the steps."""
+
+    def steps(texts):
+        calls = [{"index": number, "function": {"arguments": "{}"}} for number in range(texts)]
+        said = {"content": [{"type": "text", "text": "a"}] * texts, "tool_calls": calls}
+        sink = TextSink.each(Kept(), lambda surface: lambda text, last: (text, ""))
+        chunk = Chunk.event({"choices": [{"index": 0, part: said, "finish_reason": "stop"}]})
+        count = 0
+
+        def counted(frame, event, arg):
+            nonlocal count
+            count += 1
+            return counted
+
+        sys.settrace(counted)
+        try:
+            sink.feed(chunk)
+        finally:
+            sys.settrace(None)
+        return count
+
+    once, twice = steps(200), steps(400)
+    assert twice <= 2.2 * once
 
 
 async def test_a_surface_that_nobody_wants():
