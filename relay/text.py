@@ -44,6 +44,8 @@ MAX_WAITING_CHARS: Final = 32
 # A frame of which nobody wants these any more says only what is put into it.
 _ENDINGS: Final = ("usage", "obfuscation")
 _ITS_TEXT: Final = ("index", "delta", "finish_reason")
+# A client joins the pieces of these by their index, whatever stands between them.
+_JOINED: Final = ("tool_calls.", "function_call.")
 # Only what has so many digits in a row may be a number that orjson does not keep.
 _LONG: Final = re.compile(rb"[0-9]{17}")
 
@@ -102,7 +104,8 @@ class TextSink:
         `begin` is told the surface: `content`, `reasoning_content`, `reasoning`, `reasoning_details`, `refusal`, `text`,
         `audio.transcript`, `function_call.arguments`, and of a tool call with its number `tool_calls.0.arguments` or
         `.input`; parts of an array that are not its text have their name behind it (`content.thinking`). It may answer None: that
-        text passes. A text ends with its choice, and when the choice goes on to something else: so it leaves before that.
+        text passes. A text ends with its choice, and when the choice goes on to something else: so it leaves before that. That
+        of a tool call ends with its choice only, since clients join it by its index.
         """
         made = cls(sink, _never)
         made._begin = begin
@@ -116,7 +119,7 @@ class TextSink:
             if not text:
                 self._sink.feed(chunk)
                 return
-            if texts is None or (len(texts) == 1 and "content" in texts):
+            if texts is None or all(surface == "content" or surface.startswith(_JOINED) for surface in texts):
                 self._say(chunk, index, text)
                 return
         frame = chunk.json
@@ -128,7 +131,7 @@ class TextSink:
     def end(self, outcome: Outcome) -> None:
         if outcome.kind != "client_gone":
             for index in self._texts:
-                self._finish(index)
+                self._finish(index, ends=True)
         self._sink.end(outcome)
 
     def _text(self, index: int, surface: str) -> _Text | None:
@@ -238,7 +241,7 @@ class TextSink:
             if slot.text or not (ends or slot.container is delta or slot.container is choice)
         }
         if ends or now or _has_more(delta):
-            self._finish(index, now)
+            self._finish(index, now, ends=ends)
         lasts = {slot.surface: place for place, slot in enumerate(said) if slot.text}
         for place, slot in enumerate(said):
             if not slot.text:
@@ -266,10 +269,13 @@ class TextSink:
             leaves.append(slot.text if text is None else text.add(chunk, slot.text, place == lasts[slot.surface]))
         return leaves
 
-    def _finish(self, index: int, but: Container[str] = ()) -> None:
-        """Nothing more comes of the texts of a choice `but` of these: what was held of them leaves in chunks of its own."""
+    def _finish(self, index: int, but: Container[str] = (), *, ends: bool) -> None:
+        """Nothing more comes of the texts of a choice `but` of these: what was held of them leaves in chunks of its own.
+
+        ends: nor of those that go on whatever else is said.
+        """
         texts = self._texts.get(index, _NONE)
-        for surface in [surface for surface in texts if surface not in but]:
+        for surface in [each for each in texts if each not in but and (ends or not each.startswith(_JOINED))]:
             text = texts.pop(surface)
             chunk = text.chunk
             if chunk is None:

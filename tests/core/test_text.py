@@ -292,6 +292,19 @@ def test_the_work_grows_with_the_texts_of_a_frame_and_no_faster(part):
     assert twice <= 2.2 * once
 
 
+@pytest.mark.parametrize("surface", ["function_call.arguments", "tool_calls.1.arguments", "tool_calls.1.input"])
+@pytest.mark.parametrize("between", [frames.tool("{}", name="f"), frames.text("so"), frames.delta({"reasoning": "so"})])
+async def test_a_tool_call_is_one_text_whatever_stands_between_its_pieces(surface, between):
+    """Clients join it by its index."""
+    said = SURFACES[surface]
+    events = [frames.delta(said("a c")), between, frames.delta(said("at")), between, frames.delta(said(", ca"))]
+    reply = (await run(Each(), answer=b"".join([*events, frames.finish("tool_calls"), frames.done()]))).reply
+    root = surface.split(".")[0]
+    deltas = [event["choices"][0]["delta"] for event in reply.events]
+    pieces = [delta for delta in deltas if root in delta and "index\": 0" not in json.dumps(delta)]
+    assert f"<{surface}>a dog, ca" == "".join(map(strings, pieces))
+
+
 async def test_a_surface_that_nobody_wants():
     events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
     ran = await run(Each(), answer=b"".join(events))
