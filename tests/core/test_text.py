@@ -301,7 +301,7 @@ async def test_a_tool_call_is_one_text_whatever_stands_between_its_pieces(surfac
     reply = (await run(Each(), answer=b"".join([*events, frames.finish("tool_calls"), frames.done()]))).reply
     root = surface.split(".")[0]
     deltas = [event["choices"][0]["delta"] for event in reply.events]
-    pieces = [delta for delta in deltas if root in delta and "index\": 0" not in json.dumps(delta)]
+    pieces = [delta for delta in deltas if root in delta and 'index": 0' not in json.dumps(delta)]
     assert f"<{surface}>a dog, ca" == "".join(map(strings, pieces))
 
 

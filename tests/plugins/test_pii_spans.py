@@ -176,6 +176,16 @@ def test_partly(text, left):
     assert left == masked(text, style="partial")
 
 
+@pytest.mark.parametrize("text", ["x\n13812345678", "电话13812345678", "x\t6222021234567890128", "张三zhang@qq.com"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("levels", range(5))
+def test_json_inside_json(text, ascii_only, levels):
+    found = masked(text)
+    for _ in range(levels):
+        text, found = (json.dumps({"t": each}, ensure_ascii=ascii_only) for each in (text, found))
+    assert found == masked(text) == in_pieces(text, range(len(text)))
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_one_kind_alone(kind):
     text = "13812345678 11010519491231002X 4111111111111111 a@b.com"
@@ -222,7 +232,7 @@ def test_what_is_held_without_addresses(text, held):
 ATOMS = st.sampled_from(
     [
         *"138 1234 5678 13812345678 +86 86 0086 + 1 3 11010519491231002X 110105 19491231 002X X x 4111 1111 4111111111111111 "
-        '@ a foo b.com @b.com git . .. ___ - _ ( ) $ : , 中 １ ３８ ， \\ \\u \\u0031 \\n " { } [ ] 415'.split(),
+        '@ a foo b.com @b.com git . .. ___ - _ ( ) $ : , 中 １ ３８ ， \\ \\u \\u0031 \\n " { } [ ] 415 \\\\\\\\ \\\\n \\\\u0031'.split(),
         " ",
         "\n",
         "\u200b",
@@ -253,7 +263,19 @@ def test_a_text_in_pieces_is_masked_as_a_whole_one(text, cuts, kinds, json):
 
 JSON = st.recursive(
     st.sampled_from(
-        [13812345678, 4111111111111111, -13812345678, 13812345678.0, -13812345678.0, 1.38e10, None, True, "13812345678", "电话13812345678", 'a@b.com"']
+        [
+            13812345678,
+            4111111111111111,
+            -13812345678,
+            13812345678.0,
+            -13812345678.0,
+            1.38e10,
+            None,
+            True,
+            "13812345678",
+            "电话13812345678",
+            'a@b.com"',
+        ]
     ),
     lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text('a"\\电话', max_size=4), below, max_size=3),
     max_leaves=6,
@@ -319,6 +341,8 @@ def test_the_way_back(text):
         "-",
         "1\u200b",
         "\\u0031",
+        "\\",
+        "\\\\u0031",
         "+",
         "13812345678 ",
         "4111 1111 ",
