@@ -92,6 +92,9 @@ def in_pieces(text, cuts, *, kinds=KINDS, json=False):
         ("foo@bar.com:secret", "[email]:secret"),
         ("13812345678@qq.com", "[email]"),
         ("Name.......foo@bar.com", "Name.......[email]"),
+        ("foo@bar.com" + "." * 260, "[email]" + "." * 260),
+        ("foo@bar.com" + "-" * 260, "[email]" + "-" * 260),
+        ("foo@bar.com.-" + "." * 260 + "a@b.cn", "[email].-" + "." * 260 + "[email]"),
         ("foo@xn--fiqs8s.xn--fiqs8s", "[email]"),
         # As somebody may write them
         ("１３８１２３４５６７８", "[phone]"),
@@ -240,6 +243,8 @@ ATOMS = st.sampled_from(
         "a" * 30,
         "9" * 19,
         "b." * 40,
+        "foo@b.com" + "." * 260,
+        "@b.com" + "-" * 260,
         ".0",
     ]
 )

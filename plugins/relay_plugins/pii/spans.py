@@ -329,7 +329,8 @@ def _end_of_digits(text: str, start: int) -> int:
 
 _ALNUM: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _ODD: Final = frozenset("._%+-")
-_DOMAIN: Final = re.compile(rf"[A-Za-z0-9.-]{{0,{MAX_DOMAIN_CHARS + 1}}}")
+# Rows of dots and hyphens are leaders and rules here, too.
+_DOMAIN: Final = re.compile(rf"(?:(?!\.\.|[.-]{{3}})[A-Za-z0-9.-]){{0,{MAX_DOMAIN_CHARS + 1}}}")
 # Nobody's: it stands in the addresses of repositories.
 _NOBODY: Final = "git"
 
