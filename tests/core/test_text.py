@@ -305,6 +305,16 @@ async def test_a_tool_call_is_one_text_whatever_stands_between_its_pieces(surfac
     assert f"<{surface}>a dog, ca" == "".join(map(strings, pieces))
 
 
+@pytest.mark.parametrize("odd", ["x", ["x"], 1, True, None, {}, {"arguments": 1, "input": []}])
+@pytest.mark.parametrize("key", ["function", "custom", "function_call", "audio", "tool_calls", "content", "reasoning"])
+async def test_what_nobody_sends_passes(key, odd):
+    """As it came, and is no error."""
+    said = {"tool_calls": [{"index": 0, key: odd}]} if key in ("function", "custom") else {key: odd}
+    events = [frames.delta(said), frames.finish(), frames.done()]
+    ran = await run(Texts(), answer=b"".join(events))
+    assert (b"".join(events[:-1]), []) == (ran.reply.data, ran.raised)
+
+
 async def test_a_surface_that_nobody_wants():
     events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
     ran = await run(Each(), answer=b"".join(events))
