@@ -26,6 +26,7 @@ import orjson
 from relay.exchange import Outcome
 from relay.plugin import Sink
 from relay.pure.openai import Chunk, Frame, dump, load_exactly
+from relay.pure.request import MAX_CHOICES
 from relay.pure.slots import Slot, number_of, slots
 from relay.pure.surfaces import MESSAGE_METADATA, is_finished
 
@@ -38,6 +39,8 @@ Begin = Callable[[str], Rewrite | None]
 
 # What holds more than this is taken for one that never lets go.
 MAX_HELD_CHARS: Final = 65_536
+# Nobody calls so many tools; the oldest texts of a choice that says more are taken for ended.
+MAX_TEXTS: Final = 128
 # A frame of which some text is held waits whole, so that it may leave as it came, unless more of it than this could go.
 MAX_WAITING_CHARS: Final = 32
 
@@ -121,18 +124,27 @@ class TextSink:
                 return
             if texts is None or all(surface == "content" or surface.startswith(_JOINED) for surface in texts):
                 self._say(chunk, index, text)
+                self._bound()
                 return
         frame = chunk.json
         if frame is None:
             self._sink.feed(chunk)
         else:
             self._change(chunk, frame)
+            self._bound()
 
     def end(self, outcome: Outcome) -> None:
         if outcome.kind != "client_gone":
             for index in self._texts:
                 self._finish(index, ends=True)
         self._sink.end(outcome)
+
+    def _bound(self) -> None:
+        """Finish the oldest choices where there are more than a request may ask for."""
+        while len(self._texts) > MAX_CHOICES:
+            index = next(iter(self._texts))
+            self._finish(index, ends=True)
+            del self._texts[index]
 
     def _text(self, index: int, surface: str) -> _Text | None:
         """The text that a choice says there; it begins if it has not. None: it passes."""
@@ -227,6 +239,9 @@ class TextSink:
 
     def _choice(self, chunk: Chunk, choice: Frame, index: int) -> list[str]:
         """What leaves of each text of one choice of a frame. What was held of others leaves before, if it goes on to these."""
+        texts = self._texts.get(index, _NONE)
+        if len(texts) > MAX_TEXTS:
+            self._finish(index, [*texts][-MAX_TEXTS:], ends=True)
         leaves = self._whole(chunk, [*slots(choice, "message")])
         said = [*slots(choice, "delta")]
         if _is_body(chunk):

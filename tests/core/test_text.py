@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import Plugin
+from relay.exchange import Outcome
 from relay.pure.openai import Chunk
+from relay.pure.request import MAX_CHOICES
 from relay.testing import frames
 from relay.testing.reply import Kept
 from relay.testing.run import run
-from relay.text import MAX_HELD_CHARS, MAX_WAITING_CHARS, TextSink, begun
+from relay.text import MAX_HELD_CHARS, MAX_TEXTS, MAX_WAITING_CHARS, TextSink, begun
 
 
 class Swap(Plugin):
@@ -313,6 +315,26 @@ async def test_what_nobody_sends_passes(key, odd):
     events = [frames.delta(said), frames.finish(), frames.done()]
     ran = await run(Texts(), answer=b"".join(events))
     assert (b"".join(events[:-1]), []) == (ran.reply.data, ran.raised)
+
+
+def test_choices_and_texts_are_bounded():
+    """The oldest are finished: nothing of them is lost."""
+    kept = Kept()
+    sink = TextSink.each(kept, lambda surface: Swap()._swap)
+    for number in range(2 * MAX_CHOICES):
+        sink.feed(Chunk.event({"choices": [{"index": number, "delta": {"content": "a ca"}, "finish_reason": None}]}))
+        assert len(sink._texts) <= MAX_CHOICES
+    for number in range(2 * MAX_TEXTS):
+        call = {"index": number, "function": {"arguments": "a ca"}}
+        sink.feed(Chunk.event({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}))
+        assert len(sink._texts[0]) <= MAX_TEXTS + 1
+    sink.end(Outcome("completed"))
+    said = {}
+    for chunk in kept.chunks:
+        choice = chunk.json["choices"][0]
+        key = choice["index"], *(call["index"] for call in choice["delta"].get("tool_calls", ()))
+        said[key] = said.get(key, "") + strings(choice["delta"])
+    assert {**{(n,): "a ca" for n in range(2 * MAX_CHOICES)}, **{(0, n): "a ca" for n in range(2 * MAX_TEXTS)}} == said
 
 
 async def test_a_surface_that_nobody_wants():
