@@ -48,7 +48,7 @@ MAX_WAITING_CHARS: Final = 32
 _ENDINGS: Final = ("usage", "obfuscation")
 _ITS_TEXT: Final = ("index", "delta", "finish_reason")
 # A client joins the pieces of these by their index, whatever stands between them.
-_JOINED: Final = ("tool_calls.", "function_call.")
+_JOINED: Final = ("tool_calls.", "function_call.", "message.")
 # Only what has so many digits in a row may be a number that orjson does not keep.
 _LONG: Final = re.compile(rb"[0-9]{17}")
 
@@ -58,9 +58,12 @@ class _Text:
 
     held: what the function holds of it. chunk: the one that said some of that. frames: those that wait whole, with what each
     says, in which all that is held was said; free: what might leave of the first of them.
+
+    Of a message in the frames of a stream: length and hash of all that it said in the last frame, if each frame so far said
+    that again, and shown: what left of it there. A negative length: each says what is new.
     """
 
-    __slots__ = ("chunk", "frames", "free", "held", "rewrite")
+    __slots__ = ("chunk", "frames", "free", "hash", "held", "length", "rewrite", "shown")
 
     def __init__(self, rewrite: Rewrite) -> None:
         self.rewrite = rewrite
@@ -68,6 +71,7 @@ class _Text:
         self.chunk: Chunk | None = None
         self.frames: list[tuple[Chunk, str]] = []
         self.free = ""
+        self.length, self.hash, self.shown = 0, hash(""), ""
 
     def add(self, chunk: Chunk, text: str, last: bool) -> str:
         """What leaves once `text` has come, in this chunk."""
@@ -149,7 +153,7 @@ class TextSink:
     def _text(self, index: int, surface: str) -> _Text | None:
         """The text that a choice says there; it begins if it has not. None: it passes."""
         text = self._texts.get(index, _NONE).get(surface)
-        if text is None and (rewrite := self._begin(surface)) is not None:
+        if text is None and (rewrite := self._begin(surface.removeprefix("message."))) is not None:
             text = self._texts.setdefault(index, {})[surface] = _Text(rewrite)
         return text
 
@@ -242,10 +246,9 @@ class TextSink:
         texts = self._texts.get(index, _NONE)
         if len(texts) > MAX_TEXTS:
             self._finish(index, [*texts][-MAX_TEXTS:], ends=True)
-        leaves = self._whole(chunk, [*slots(choice, "message")])
-        said = [*slots(choice, "delta")]
+        message, said = [*slots(choice, "message")], [*slots(choice, "delta")]
         if _is_body(chunk):
-            return leaves + self._whole(chunk, said)
+            return self._whole(chunk, message) + self._whole(chunk, said)
         ends = is_finished(choice)
         # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it, unless
         # the choice ends with it.
@@ -256,7 +259,8 @@ class TextSink:
             if slot.text or not (ends or slot.container is delta or slot.container is choice)
         }
         if ends or now or _has_more(delta):
-            self._finish(index, now, ends=ends)
+            self._finish(index, now.union(f"message.{slot.surface}" for slot in message if slot.text), ends=ends)
+        leaves = self._message(chunk, message, index, ends)
         lasts = {slot.surface: place for place, slot in enumerate(said) if slot.text}
         for place, slot in enumerate(said):
             if not slot.text:
@@ -284,6 +288,40 @@ class TextSink:
             leaves.append(slot.text if text is None else text.add(chunk, slot.text, place == lasts[slot.surface]))
         return leaves
 
+    def _message(self, chunk: Chunk, said: list[Slot], index: int, ends: bool) -> list[str]:
+        """What leaves of a message in a frame of a stream.
+
+        Some servers say all of it again in each frame: then it is looked through anew, and its end is not shown before it
+        may be. Where a frame does not begin with what the one before said, each is taken for more of it, as a delta is.
+        """
+        wholes: dict[str, str] = {}
+        lasts: dict[str, int] = {}
+        for place, slot in enumerate(said):
+            if slot.text:
+                wholes[slot.surface] = wholes.get(slot.surface, "") + slot.text
+                lasts[slot.surface] = place
+        texts = {surface: self._text(index, f"message.{surface}") for surface in wholes}
+        for surface, text in texts.items():
+            if text is None:
+                continue
+            whole = wholes[surface]
+            if text.length >= 0 and hash(whole[: text.length]) == text.hash:
+                text.rewrite, text.held = self._begin(surface) or _never, ""
+                text.length, text.hash = len(whole), hash(whole)
+            else:
+                text.length = -1
+            text.shown = ""
+        leaves = []
+        for place, slot in enumerate(said):
+            text = texts.get(slot.surface)
+            if text is None or not slot.text:
+                leaves.append(slot.text)
+                continue
+            leaves.append(text.add(chunk, slot.text, ends and place == lasts[slot.surface]))
+            if text.length >= 0:
+                text.shown += leaves[-1]
+        return leaves
+
     def _finish(self, index: int, but: Container[str] = (), *, ends: bool) -> None:
         """Nothing more comes of the texts of a choice `but` of these: what was held of them leaves in chunks of its own.
 
@@ -295,7 +333,7 @@ class TextSink:
             chunk = text.chunk
             if chunk is None:
                 continue
-            leaves = text.free + text.rest()
+            leaves = text.shown + text.free + text.rest()
             if leaves == "".join(said for _, said in text.frames):
                 for waiting, _ in text.frames:
                     self._sink.feed(waiting)
@@ -347,6 +385,8 @@ def _told(surface: str, text: str) -> Frame:
     said: object = text
     if surface == "text":
         return {"text": text}
+    if root == "message":
+        return {"delta": {}, "message": _told(name, text)["delta"]}
     if root == "tool_calls":
         number, _, name = name.partition(".")
         said = [{"index": int(number), ("function" if name == "arguments" else "custom"): {name: text}}]

@@ -337,6 +337,48 @@ def test_choices_and_texts_are_bounded():
     assert {**{(n,): "a ca" for n in range(2 * MAX_CHOICES)}, **{(0, n): "a ca" for n in range(2 * MAX_TEXTS)}} == said
 
 
+def messages(reply):
+    """What each frame says of its message."""
+    return [e["choices"][0]["message"]["content"] for e in reply.events if "message" in e["choices"][0]]
+
+
+def message(text, finish_reason=None):
+    choice = {"index": 0, "delta": {}, "message": {"content": text}, "finish_reason": finish_reason}
+    return frames.chunk([choice])
+
+
+@pytest.mark.parametrize("pieces", [["a c", "at", ", ca", "b"], list("a cat, cab"), ["a cat, cab"]])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_messages_in_a_stream_that_grow(pieces, whole):
+    """What may be the beginning of a match is not shown, and all is when the choice ends, with it or behind it."""
+    grown = ["".join(pieces[: number + 1]) for number in range(len(pieces))]
+    events = [message(each, "stop" if whole and each == grown[-1] else None) for each in grown]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish() if not whole else b"", frames.done()]))).reply
+    said = messages(reply)
+    assert "a dog, cab" == said[-1]
+    assert all("a dog, cab".startswith(each) for each in said)
+    assert "stop" == reply.events[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize("pieces", [["a c", "at", ", c", "ab, ca"], list("a cat, cab, ca")])
+async def test_messages_in_a_stream_that_are_pieces(pieces):
+    reply = (await run(Swap(), answer=b"".join([*map(message, pieces), frames.finish(), frames.done()]))).reply
+    assert "a dog, cab, ca" == "".join(messages(reply))
+
+
+async def test_messages_beside_deltas():
+    """As some servers send them; each is read for itself."""
+    pieces, events = ["a c", "at", ", ca"], []
+    for number, piece in enumerate(pieces):
+        grown = {"role": "assistant", "content": "".join(pieces[: number + 1])}
+        events.append(
+            frames.chunk([{"index": 0, "delta": {"content": piece}, "message": grown, "finish_reason": None}])
+        )
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    assert "a dog, ca" == "".join(e["choices"][0]["delta"].get("content") or "" for e in reply.events)
+    assert ["a ", "a dog", "a dog, ", "a dog, ca"] == messages(reply)
+
+
 async def test_a_surface_that_nobody_wants():
     events = [frames.delta({"refusal": "a cat"}), frames.finish(), frames.done()]
     ran = await run(Each(), answer=b"".join(events))

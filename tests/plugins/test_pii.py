@@ -77,6 +77,19 @@ async def test_arguments_stay_json_whatever_stands_between(pieces, between):
     assert {"a": "tel [phone] now"} == json.loads(arguments)
 
 
+@pytest.mark.parametrize("grows", [True, False])
+async def test_messages_in_a_stream(grows):
+    """Nothing of a number is seen before it is whole, whether a frame says all again or only what is new."""
+    pieces, events = ["tel ", "1381", "2345", "678", ". ok "], []
+    for number, piece in enumerate(pieces):
+        content = "".join(pieces[: number + 1]) if grows else piece
+        events.append(frames.chunk([{"index": 0, "message": {"content": content}, "finish_reason": None}]))
+    reply = (await run(Pii(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    said = [e["choices"][0]["message"]["content"] for e in reply.events if "message" in e["choices"][0]]
+    assert "tel [phone]. ok " == (said[-1] if grows else "".join(said))
+    assert not any("1" in each for each in said)
+
+
 async def test_nothing_stays_in_logprobs():
     """They would say the text again."""
     logprobs = {"content": [{"token": "13812345678", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
