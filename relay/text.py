@@ -93,8 +93,9 @@ class TextSink:
     """Wraps `sink`: the content of each choice goes through `rewrite`, of streams and of whole replies.
 
     `content`, as a string or as the texts of an array, and nothing else: a refusal, reasoning and the arguments of tools
-    pass as they are (`TextSink.each` is for those). A frame of which some text is held waits whole, unless it is long, so that
-    it leaves as it came if nothing of it is changed. `rewrite` does not wait, and what it raises is the plugin's.
+    pass as they are (`TextSink.each` is for those). A frame that says nothing but content and of which some is held waits
+    whole, unless it is long, so that it leaves as it came if nothing of it is changed. `rewrite` does not wait, and what it
+    raises is the plugin's.
     """
 
     __slots__ = ("_begin", "_sink", "_texts")
