@@ -127,7 +127,11 @@ class TextSink:
             if not text:
                 self._sink.feed(chunk)
                 return
-            if texts is None or all(surface == "content" or surface.startswith(_JOINED) for surface in texts):
+            if (
+                texts is None
+                or (len(texts) == 1 and "content" in texts)  # as it is with most
+                or all(surface == "content" or surface.startswith(_JOINED) for surface in texts)
+            ):
                 self._say(chunk, index, text)
                 self._bound()
                 return
