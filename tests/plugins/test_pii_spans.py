@@ -259,6 +259,7 @@ TEXTS = st.lists(ATOMS, max_size=16).map("".join) | st.text(max_size=30)
 )
 @example("4111 1111 1111 1111 000.1", None, KINDS, False)
 @example("b.com13812345678@b.com", None, KINDS, False)
+@example("a@b.com+415110105\n", None, KINDS, True)
 def test_a_text_in_pieces_is_masked_as_a_whole_one(text, cuts, kinds, json):
     """Wherever it is cut, and what is held is bounded."""
     kinds = frozenset(kinds)
@@ -308,6 +309,7 @@ def test_json_says_which_strings():
         ("<tel>13812345678</tel>", "<tel>[phone]</tel>"),
         ("tel-13812345678", "tel-[phone]"),
         ("-13812345678", "-0"),
+        ("-a@b.com", "-[email]"),
     ],
 )
 def test_what_is_no_json_is_masked_too(text, left):

@@ -51,13 +51,14 @@ class Masker:
         start = len(self._context)
         read = self._context + reading.text
         spans, held = find(read, self._kinds, start, last=last)
+        seen = left(read, spans)
         pieces: list[str] = []
         done, quotes, counted = 0, self._quotes, start
         for span in spans:
             if self._json:
                 quotes += read.count('"', counted, span.start)
                 counted = span.start
-            masked = self._masked(text, reading, read, span, start, bare=self._json and quotes % 2 == 0)
+            masked = self._masked(text, reading, seen, span, start, bare=self._json and quotes % 2 == 0)
             place = reading.place(span.start - start)
             pieces += (text[done:place], masked)
             done = reading.place_after(span.end - 1 - start)
@@ -66,7 +67,7 @@ class Masker:
             self._quotes = quotes + read.count('"', counted, held)
         leaves = len(text) if last else reading.place(held - start)
         self._nothing = reading.nothing if held == len(read) else 0
-        self._context = left(read[:held], spans)[-CONTEXT:]
+        self._context = seen[:held][-CONTEXT:]
         pieces.append(text[done:leaves])
         return "".join(pieces), text[leaves:]
 
@@ -89,7 +90,8 @@ class Masker:
         """What stands in the place of what was found. bare: it stands in JSON, in no string."""
         if bare:
             before, behind = read[max(0, span.start - 2) : span.start], read[span.end : span.end + 1]
-            if _JSON_EDGES.issuperset((*before[:-1], *behind)) and before[-1:] == "-":
+            minus = before[-1:] == "-" and span.kind != "email"
+            if minus and _JSON_EDGES.issuperset((*before[:-1], *behind)):
                 return "0"  # the minus may have left
             # What stands elsewhere is no number of JSON: models write what is none, too.
             bare = _JSON_EDGES.issuperset((*before[-1:], *behind))
