@@ -26,7 +26,8 @@ import orjson
 from relay.exchange import Outcome
 from relay.plugin import Sink
 from relay.pure.openai import Chunk, Frame, dump, load_exactly
-from relay.pure.slots import number_of, slots
+from relay.pure.request import MAX_CHOICES
+from relay.pure.slots import Slot, number_of, slots
 from relay.pure.surfaces import MESSAGE_METADATA, is_finished
 
 Rewrite = Callable[[str, bool], tuple[str, str]]
@@ -38,12 +39,16 @@ Begin = Callable[[str], Rewrite | None]
 
 # What holds more than this is taken for one that never lets go.
 MAX_HELD_CHARS: Final = 65_536
+# Nobody calls so many tools; the oldest texts of a choice that says more are taken for ended.
+MAX_TEXTS: Final = 128
 # A frame of which some text is held waits whole, so that it may leave as it came, unless more of it than this could go.
 MAX_WAITING_CHARS: Final = 32
 
 # A frame of which nobody wants these any more says only what is put into it.
 _ENDINGS: Final = ("usage", "obfuscation")
 _ITS_TEXT: Final = ("index", "delta", "finish_reason")
+# A client joins the pieces of these by their index, whatever stands between them.
+_JOINED: Final = ("tool_calls.", "function_call.", "message.")
 # Only what has so many digits in a row may be a number that orjson does not keep.
 _LONG: Final = re.compile(rb"[0-9]{17}")
 
@@ -53,9 +58,12 @@ class _Text:
 
     held: what the function holds of it. chunk: the one that said some of that. frames: those that wait whole, with what each
     says, in which all that is held was said; free: what might leave of the first of them.
+
+    Of a message in the frames of a stream: length and hash of all that it said in the last frame, if each frame so far said
+    that again, and shown: what left of it there. A negative length: each says what is new.
     """
 
-    __slots__ = ("chunk", "frames", "free", "held", "rewrite")
+    __slots__ = ("chunk", "frames", "free", "hash", "held", "length", "rewrite", "shown")
 
     def __init__(self, rewrite: Rewrite) -> None:
         self.rewrite = rewrite
@@ -63,6 +71,7 @@ class _Text:
         self.chunk: Chunk | None = None
         self.frames: list[tuple[Chunk, str]] = []
         self.free = ""
+        self.length, self.hash, self.shown = 0, hash(""), ""
 
     def add(self, chunk: Chunk, text: str, last: bool) -> str:
         """What leaves once `text` has come, in this chunk."""
@@ -84,8 +93,9 @@ class TextSink:
     """Wraps `sink`: the content of each choice goes through `rewrite`, of streams and of whole replies.
 
     `content`, as a string or as the texts of an array, and nothing else: a refusal, reasoning and the arguments of tools
-    pass as they are (`TextSink.each` is for those). A frame of which some text is held waits whole, unless it is long, so that
-    it leaves as it came if nothing of it is changed. `rewrite` does not wait, and what it raises is the plugin's.
+    pass as they are (`TextSink.each` is for those). A frame that says nothing but content and of which some is held waits
+    whole, unless it is long, so that it leaves as it came if nothing of it is changed. `rewrite` does not wait, and what it
+    raises is the plugin's.
     """
 
     __slots__ = ("_begin", "_sink", "_texts")
@@ -102,7 +112,8 @@ class TextSink:
         `begin` is told the surface: `content`, `reasoning_content`, `reasoning`, `reasoning_details`, `refusal`, `text`,
         `audio.transcript`, `function_call.arguments`, and of a tool call with its number `tool_calls.0.arguments` or
         `.input`; parts of an array that are not its text have their name behind it (`content.thinking`). It may answer None: that
-        text passes. A text ends with its choice, and when the choice goes on to something else: so it leaves before that.
+        text passes. A text ends with its choice, and when the choice goes on to something else: so it leaves before that. That
+        of a tool call ends with its choice only, since clients join it by its index.
         """
         made = cls(sink, _never)
         made._begin = begin
@@ -116,25 +127,38 @@ class TextSink:
             if not text:
                 self._sink.feed(chunk)
                 return
-            if texts is None or (len(texts) == 1 and "content" in texts):
+            if (
+                texts is None
+                or (len(texts) == 1 and "content" in texts)  # as it is with most
+                or all(surface == "content" or surface.startswith(_JOINED) for surface in texts)
+            ):
                 self._say(chunk, index, text)
+                self._bound()
                 return
         frame = chunk.json
         if frame is None:
             self._sink.feed(chunk)
         else:
             self._change(chunk, frame)
+            self._bound()
 
     def end(self, outcome: Outcome) -> None:
         if outcome.kind != "client_gone":
             for index in self._texts:
-                self._finish(index)
+                self._finish(index, ends=True)
         self._sink.end(outcome)
+
+    def _bound(self) -> None:
+        """Finish the oldest choices where there are more than a request may ask for."""
+        while len(self._texts) > MAX_CHOICES:
+            index = next(iter(self._texts))
+            self._finish(index, ends=True)
+            del self._texts[index]
 
     def _text(self, index: int, surface: str) -> _Text | None:
         """The text that a choice says there; it begins if it has not. None: it passes."""
         text = self._texts.get(index, _NONE).get(surface)
-        if text is None and (rewrite := self._begin(surface)) is not None:
+        if text is None and (rewrite := self._begin(surface.removeprefix("message."))) is not None:
             text = self._texts.setdefault(index, {})[surface] = _Text(rewrite)
         return text
 
@@ -212,7 +236,7 @@ class TextSink:
             self._sink.feed(chunk)
             return
         own = _own(chunk)
-        says = own.get("usage") is not None or len(changed) < len(own["choices"])
+        says = _is_body(chunk) or own.get("usage") is not None or len(changed) < len(own["choices"])
         for place, leaves in changed.items():
             choice = own["choices"][place]
             for slot, text in zip([*slots(choice, "message"), *slots(choice, "delta")], leaves, strict=True):
@@ -224,29 +248,30 @@ class TextSink:
 
     def _choice(self, chunk: Chunk, choice: Frame, index: int) -> list[str]:
         """What leaves of each text of one choice of a frame. What was held of others leaves before, if it goes on to these."""
-        leaves = []
-        whole: dict[str, _Text | None] = {}  # a message is all that there is of its texts
-        message = [*slots(choice, "message")]
-        for place, slot in enumerate(message):
-            if slot.surface not in whole:
-                rewrite = self._begin(slot.surface)
-                whole[slot.surface] = None if rewrite is None else _Text(rewrite)
-            text, last = whole[slot.surface], all(slot.surface != other.surface for other in message[place + 1 :])
-            leaves.append(slot.text if text is None else text.add(chunk, slot.text, last))
-        said = [*slots(choice, "delta")]
+        texts = self._texts.get(index, _NONE)
+        if len(texts) > MAX_TEXTS:
+            self._finish(index, [*texts][-MAX_TEXTS:], ends=True)
+        message, said = [*slots(choice, "message")], [*slots(choice, "delta")]
+        if _is_body(chunk):
+            return self._whole(chunk, message) + self._whole(chunk, said)
         ends = is_finished(choice)
-        # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it.
+        # An empty string is how servers say that there is none; an empty piece of a call or of a part is more of it, unless
+        # the choice ends with it.
         delta = choice.get("delta")
         now = {
-            slot.surface for slot in said if slot.text or (slot.container is not delta and slot.container is not choice)
+            slot.surface
+            for slot in said
+            if slot.text or not (ends or slot.container is delta or slot.container is choice)
         }
         if ends or now or _has_more(delta):
-            self._finish(index, now)
+            self._finish(index, now.union(f"message.{slot.surface}" for slot in message if slot.text), ends=ends)
+        leaves = self._message(chunk, message, index, ends)
+        lasts = {slot.surface: place for place, slot in enumerate(said) if slot.text}
         for place, slot in enumerate(said):
             if not slot.text:
                 leaves.append("")
                 continue
-            last = ends and not any(slot.surface == other.surface and other.text for other in said[place + 1 :])
+            last = ends and place == lasts[slot.surface]
             begun = self._text(index, slot.surface)
             if begun is not None and begun.frames:
                 self._detach(begun, begun.free)
@@ -255,15 +280,65 @@ class TextSink:
             self._texts.pop(index, None)
         return leaves
 
-    def _finish(self, index: int, but: Container[str] = ()) -> None:
-        """Nothing more comes of the texts of a choice `but` of these: what was held of them leaves in chunks of its own."""
+    def _whole(self, chunk: Chunk, said: list[Slot]) -> list[str]:
+        """What leaves of each text where these are all that there is of them."""
+        lasts = {slot.surface: place for place, slot in enumerate(said)}
+        texts: dict[str, _Text | None] = {}
+        leaves = []
+        for place, slot in enumerate(said):
+            if slot.surface not in texts:
+                rewrite = self._begin(slot.surface)
+                texts[slot.surface] = None if rewrite is None else _Text(rewrite)
+            text = texts[slot.surface]
+            leaves.append(slot.text if text is None else text.add(chunk, slot.text, place == lasts[slot.surface]))
+        return leaves
+
+    def _message(self, chunk: Chunk, said: list[Slot], index: int, ends: bool) -> list[str]:
+        """What leaves of a message in a frame of a stream.
+
+        Some servers say all of it again in each frame: then it is looked through anew, and its end is not shown before it
+        may be. Where a frame does not begin with what the one before said, each is taken for more of it, as a delta is.
+        """
+        wholes: dict[str, str] = {}
+        lasts: dict[str, int] = {}
+        for place, slot in enumerate(said):
+            if slot.text:
+                wholes[slot.surface] = wholes.get(slot.surface, "") + slot.text
+                lasts[slot.surface] = place
+        texts = {surface: self._text(index, f"message.{surface}") for surface in wholes}
+        for surface, text in texts.items():
+            if text is None:
+                continue
+            whole = wholes[surface]
+            if text.length >= 0 and hash(whole[: text.length]) == text.hash:
+                text.rewrite, text.held = self._begin(surface) or _never, ""
+                text.length, text.hash = len(whole), hash(whole)
+            else:
+                text.length = -1
+            text.shown = ""
+        leaves = []
+        for place, slot in enumerate(said):
+            text = texts.get(slot.surface)
+            if text is None or not slot.text:
+                leaves.append(slot.text)
+                continue
+            leaves.append(text.add(chunk, slot.text, ends and place == lasts[slot.surface]))
+            if text.length >= 0:
+                text.shown += leaves[-1]
+        return leaves
+
+    def _finish(self, index: int, but: Container[str] = (), *, ends: bool) -> None:
+        """Nothing more comes of the texts of a choice `but` of these: what was held of them leaves in chunks of its own.
+
+        ends: nor of those that go on whatever else is said.
+        """
         texts = self._texts.get(index, _NONE)
-        for surface in [surface for surface in texts if surface not in but]:
+        for surface in [each for each in texts if each not in but and (ends or not each.startswith(_JOINED))]:
             text = texts.pop(surface)
             chunk = text.chunk
             if chunk is None:
                 continue
-            leaves = text.free + text.rest()
+            leaves = text.shown + text.free + text.rest()
             if leaves == "".join(said for _, said in text.frames):
                 for waiting, _ in text.frames:
                     self._sink.feed(waiting)
@@ -315,6 +390,8 @@ def _told(surface: str, text: str) -> Frame:
     said: object = text
     if surface == "text":
         return {"text": text}
+    if root == "message":
+        return {"delta": {}, "message": _told(name, text)["delta"]}
     if root == "tool_calls":
         number, _, name = name.partition(".")
         said = [{"index": int(number), ("function" if name == "arguments" else "custom"): {name: text}}]

@@ -51,16 +51,15 @@ def slots(choice: Frame, part: str) -> Iterator[Slot]:
             for position, call in enumerate(value):
                 if type(call) is dict:
                     yield from _tool_call(call, f"tool_calls.{number_of(call, position)}")
-        elif key == "function_call" and type(value) is dict:
+        elif key == "function_call":
             yield from _string("function_call.arguments", value, "arguments")
-        elif key == "audio" and type(value) is dict:
+        elif key == "audio":
             yield from _string("audio.transcript", value, "transcript")
 
 
-def _string(surface: str, container: Any, key: str | int) -> Iterator[Slot]:
+def _string(surface: str, container: Any, key: str) -> Iterator[Slot]:
     """One text, if it is one."""
-    value = container.get(key) if type(container) is dict else container[key]
-    if type(value) is str:
+    if type(container) is dict and type(container.get(key)) is str:
         yield Slot(surface, container, key)
 
 
@@ -80,5 +79,5 @@ def _texts(surface: str, container: Any, key: str | int) -> Iterator[Slot]:
 
 
 def _tool_call(call: Frame, surface: str) -> Iterator[Slot]:
-    yield from _string(f"{surface}.arguments", call.get("function") or {}, "arguments")
-    yield from _string(f"{surface}.input", call.get("custom") or {}, "input")
+    yield from _string(f"{surface}.arguments", call.get("function"), "arguments")
+    yield from _string(f"{surface}.input", call.get("custom"), "input")

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import Plugin
+from relay.exchange import Outcome
+from relay.pure.openai import Chunk
+from relay.pure.request import MAX_CHOICES
 from relay.testing import frames
+from relay.testing.reply import Kept
 from relay.testing.run import run
-from relay.text import MAX_HELD_CHARS, MAX_WAITING_CHARS, TextSink, begun
+from relay.text import MAX_HELD_CHARS, MAX_TEXTS, MAX_WAITING_CHARS, TextSink, begun
 
 
 class Swap(Plugin):
@@ -226,6 +231,152 @@ async def test_an_empty_piece_ends_nothing():
     pieces = [frames.tool(each) for each in ("a c", "", "at")]
     reply = (await run(Each(), answer=b"".join([*pieces, frames.finish(), frames.done()]))).reply
     assert "<tool_calls.0.arguments>a dog" == "".join(strings(e["choices"][0]["delta"]) for e in reply.events)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+async def test_an_empty_piece_in_the_frame_of_the_finish_loses_nothing(surface):
+    said = SURFACES[surface]
+    events = [frames.delta(said("a ca")), frames.delta(said(""), finish_reason="length"), frames.done()]
+    reply = (await run(Each(), answer=b"".join(events))).reply
+    assert f"<{surface}>a ca" == "".join(strings(event["choices"][0]["delta"]) for event in reply.events)
+    assert "length" == reply.events[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "left"),
+    [
+        ({"index": 0, "text": "a ca"}, {"index": 0, "text": "a ca"}),
+        ({"index": 0, "text": "a cat"}, {"index": 0, "text": "a dog"}),
+        (
+            {"message": {"content": "cat"}, "delta": {"content": "a ca"}},
+            {"message": {"content": "dog"}, "delta": {"content": "a ca"}},
+        ),
+    ],
+)
+async def test_a_body_is_whole(choice, left):
+    """Whatever stands in it: nothing of it is held, and it stays a body."""
+    plugin = Texts() if "text" in choice else Swap()
+    ran = await run(plugin, stream=False, answer=json.dumps({"choices": [choice]}).encode())
+    assert {"choices": [left]} == ran.reply.json
+
+
+class Texts(Plugin):
+    """The same for the texts of completions."""
+
+    def on_stream(self, ex, sink):
+        return TextSink.each(sink, lambda surface: Swap()._swap if surface == "text" else None)
+
+
+@pytest.mark.parametrize("part", ["message", "delta"])
+def test_the_work_grows_with_the_texts_of_a_frame_and_no_faster(part):
+    """Twice the texts are twice the steps."""
+
+    def steps(texts):
+        calls = [{"index": number, "function": {"arguments": "{}"}} for number in range(texts)]
+        said = {"content": [{"type": "text", "text": "a"}] * texts, "tool_calls": calls}
+        sink = TextSink.each(Kept(), lambda surface: lambda text, last: (text, ""))
+        chunk = Chunk.event({"choices": [{"index": 0, part: said, "finish_reason": "stop"}]})
+        count = 0
+
+        def counted(frame, event, arg):
+            nonlocal count
+            count += 1
+            return counted
+
+        sys.settrace(counted)
+        try:
+            sink.feed(chunk)
+        finally:
+            sys.settrace(None)
+        return count
+
+    once, twice = steps(200), steps(400)
+    assert twice <= 2.2 * once
+
+
+@pytest.mark.parametrize("surface", ["function_call.arguments", "tool_calls.1.arguments", "tool_calls.1.input"])
+@pytest.mark.parametrize("between", [frames.tool("{}", name="f"), frames.text("so"), frames.delta({"reasoning": "so"})])
+async def test_a_tool_call_is_one_text_whatever_stands_between_its_pieces(surface, between):
+    """Clients join it by its index."""
+    said = SURFACES[surface]
+    events = [frames.delta(said("a c")), between, frames.delta(said("at")), between, frames.delta(said(", ca"))]
+    reply = (await run(Each(), answer=b"".join([*events, frames.finish("tool_calls"), frames.done()]))).reply
+    root = surface.split(".")[0]
+    deltas = [event["choices"][0]["delta"] for event in reply.events]
+    pieces = [delta for delta in deltas if root in delta and 'index": 0' not in json.dumps(delta)]
+    assert f"<{surface}>a dog, ca" == "".join(map(strings, pieces))
+
+
+@pytest.mark.parametrize("odd", ["x", ["x"], 1, True, None, {}, {"arguments": 1, "input": []}])
+@pytest.mark.parametrize("key", ["function", "custom", "function_call", "audio", "tool_calls", "content", "reasoning"])
+async def test_what_nobody_sends_passes(key, odd):
+    """As it came, and is no error."""
+    said = {"tool_calls": [{"index": 0, key: odd}]} if key in ("function", "custom") else {key: odd}
+    events = [frames.delta(said), frames.finish(), frames.done()]
+    ran = await run(Texts(), answer=b"".join(events))
+    assert (b"".join(events[:-1]), []) == (ran.reply.data, ran.raised)
+
+
+def test_choices_and_texts_are_bounded():
+    """The oldest are finished: nothing of them is lost."""
+    kept = Kept()
+    sink = TextSink.each(kept, lambda surface: Swap()._swap)
+    for number in range(2 * MAX_CHOICES):
+        sink.feed(Chunk.event({"choices": [{"index": number, "delta": {"content": "a ca"}, "finish_reason": None}]}))
+        assert len(sink._texts) <= MAX_CHOICES
+    for number in range(2 * MAX_TEXTS):
+        call = {"index": number, "function": {"arguments": "a ca"}}
+        sink.feed(Chunk.event({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}))
+        assert len(sink._texts[0]) <= MAX_TEXTS + 1
+    sink.end(Outcome("completed"))
+    said = {}
+    for chunk in kept.chunks:
+        choice = chunk.json["choices"][0]
+        key = choice["index"], *(call["index"] for call in choice["delta"].get("tool_calls", ()))
+        said[key] = said.get(key, "") + strings(choice["delta"])
+    assert {**{(n,): "a ca" for n in range(2 * MAX_CHOICES)}, **{(0, n): "a ca" for n in range(2 * MAX_TEXTS)}} == said
+
+
+def messages(reply):
+    """What each frame says of its message."""
+    return [e["choices"][0]["message"]["content"] for e in reply.events if "message" in e["choices"][0]]
+
+
+def message(text, finish_reason=None):
+    choice = {"index": 0, "delta": {}, "message": {"content": text}, "finish_reason": finish_reason}
+    return frames.chunk([choice])
+
+
+@pytest.mark.parametrize("pieces", [["a c", "at", ", ca", "b"], list("a cat, cab"), ["a cat, cab"]])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_messages_in_a_stream_that_grow(pieces, whole):
+    """What may be the beginning of a match is not shown, and all is when the choice ends, with it or behind it."""
+    grown = ["".join(pieces[: number + 1]) for number in range(len(pieces))]
+    events = [message(each, "stop" if whole and each == grown[-1] else None) for each in grown]
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish() if not whole else b"", frames.done()]))).reply
+    said = messages(reply)
+    assert "a dog, cab" == said[-1]
+    assert all("a dog, cab".startswith(each) for each in said)
+    assert "stop" == reply.events[-1]["choices"][0]["finish_reason"]
+
+
+@pytest.mark.parametrize("pieces", [["a c", "at", ", c", "ab, ca"], list("a cat, cab, ca")])
+async def test_messages_in_a_stream_that_are_pieces(pieces):
+    reply = (await run(Swap(), answer=b"".join([*map(message, pieces), frames.finish(), frames.done()]))).reply
+    assert "a dog, cab, ca" == "".join(messages(reply))
+
+
+async def test_messages_beside_deltas():
+    """As some servers send them; each is read for itself."""
+    pieces, events = ["a c", "at", ", ca"], []
+    for number, piece in enumerate(pieces):
+        grown = {"role": "assistant", "content": "".join(pieces[: number + 1])}
+        events.append(
+            frames.chunk([{"index": 0, "delta": {"content": piece}, "message": grown, "finish_reason": None}])
+        )
+    reply = (await run(Swap(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    assert "a dog, ca" == "".join(e["choices"][0]["delta"].get("content") or "" for e in reply.events)
+    assert ["a ", "a dog", "a dog, ", "a dog, ca"] == messages(reply)
 
 
 async def test_a_surface_that_nobody_wants():

@@ -65,6 +65,31 @@ async def test_arguments_stay_json():
     assert {"name": "张", "phone": "[phone]", "mail": "张[email]"} == json.loads(arguments)
 
 
+@pytest.mark.parametrize(
+    "between", [frames.tool("{}", name="g", call=1, call_id="b"), frames.delta({"reasoning_content": "hm"})]
+)
+@pytest.mark.parametrize("pieces", [['{"a": "tel ', '13812345678 now"}'], ['{"a": "tel 13812', '345678 now"}']])
+async def test_arguments_stay_json_whatever_stands_between(pieces, between):
+    events = [frames.tool(pieces[0], name="f"), between, frames.tool(pieces[1]), frames.finish("tool_calls")]
+    reply = (await run(Pii(), answer=b"".join([*events, frames.done()]))).reply
+    calls = [call for e in reply.events for call in e["choices"][0]["delta"].get("tool_calls", ())]
+    arguments = "".join(call["function"]["arguments"] for call in calls if call["index"] == 0)
+    assert {"a": "tel [phone] now"} == json.loads(arguments)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+async def test_messages_in_a_stream(grows):
+    """Nothing of a number is seen before it is whole, whether a frame says all again or only what is new."""
+    pieces, events = ["tel ", "1381", "2345", "678", ". ok "], []
+    for number, piece in enumerate(pieces):
+        content = "".join(pieces[: number + 1]) if grows else piece
+        events.append(frames.chunk([{"index": 0, "message": {"content": content}, "finish_reason": None}]))
+    reply = (await run(Pii(), answer=b"".join([*events, frames.finish(), frames.done()]))).reply
+    said = [e["choices"][0]["message"]["content"] for e in reply.events if "message" in e["choices"][0]]
+    assert "tel [phone]. ok " == (said[-1] if grows else "".join(said))
+    assert not any("1" in each for each in said)
+
+
 async def test_nothing_stays_in_logprobs():
     """They would say the text again."""
     logprobs = {"content": [{"token": "13812345678", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}

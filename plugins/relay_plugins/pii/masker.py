@@ -24,7 +24,8 @@ _JSON_EDGES: Final = frozenset(" \t\r\n:,[]{}")
 class Masker:
     """Masks one text.
 
-    kinds: what is masked. json: the text is JSON and stays so: a number that is no part of a string becomes a string.
+    kinds: what is masked. json: the text is JSON and stays so: a number that is no part of a string becomes a string, and
+    behind a minus 0. What is no JSON is masked as any text.
     counts: how many of each kind have been masked, added to.
     """
 
@@ -50,15 +51,14 @@ class Masker:
         start = len(self._context)
         read = self._context + reading.text
         spans, held = find(read, self._kinds, start, last=last)
+        seen = left(read, spans)
         pieces: list[str] = []
         done, quotes, counted = 0, self._quotes, start
         for span in spans:
             if self._json:
                 quotes += read.count('"', counted, span.start)
                 counted = span.start
-            masked = self._masked(text, reading, read, span, start, bare=self._json and quotes % 2 == 0)
-            if masked is None:
-                continue
+            masked = self._masked(text, reading, seen, span, start, bare=self._json and quotes % 2 == 0)
             place = reading.place(span.start - start)
             pieces += (text[done:place], masked)
             done = reading.place_after(span.end - 1 - start)
@@ -67,7 +67,7 @@ class Masker:
             self._quotes = quotes + read.count('"', counted, held)
         leaves = len(text) if last else reading.place(held - start)
         self._nothing = reading.nothing if held == len(read) else 0
-        self._context = left(read[:held], spans)[-CONTEXT:]
+        self._context = seen[:held][-CONTEXT:]
         pieces.append(text[done:leaves])
         return "".join(pieces), text[leaves:]
 
@@ -86,10 +86,15 @@ class Masker:
         self._context = read[: len(read) - held][-CONTEXT:]
         return (text[:-held], text[-held:]) if held else (text, "")
 
-    def _masked(self, text: str, reading: Reading, read: str, span: Span, start: int, *, bare: bool) -> str | None:
-        """What stands in the place of what was found; None: it stays. bare: it stands in JSON, in no string."""
-        if bare and {*read[max(0, span.start - 1) : span.start], *read[span.end : span.end + 1]} - _JSON_EDGES:
-            return None
+    def _masked(self, text: str, reading: Reading, read: str, span: Span, start: int, *, bare: bool) -> str:
+        """What stands in the place of what was found. bare: it stands in JSON, in no string."""
+        if bare:
+            before, behind = read[max(0, span.start - 2) : span.start], read[span.end : span.end + 1]
+            minus = before[-1:] == "-" and span.kind != "email"
+            if minus and _JSON_EDGES.issuperset((*before[:-1], *behind)):
+                return "0"  # the minus may have left
+            # What stands elsewhere is no number of JSON: models write what is none, too.
+            bare = _JSON_EDGES.issuperset((*before[-1:], *behind))
         if self._style == "label":
             masked = _LABELS[span.kind]
         else:

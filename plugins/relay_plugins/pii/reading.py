@@ -2,7 +2,8 @@
 
 Full-width and mathematical letters and digits, the decimal digits of all scripts, and the spaces and hyphens that look like
 ours are read as ASCII. What is not seen (zero-width characters, selectors) is read over, up to MAX_NOTHING in a row. An
-escape of JSON is read as its character: results of tools are often JSON in which Chinese stands as \\u4f60.
+escape of JSON is read as its character: results of tools are often JSON in which Chinese stands as \\u4f60, or JSON in a
+string of JSON, where it stands as \\\\u4f60.
 
 Not folded: ① and ², which are marks of lists and footnotes and stand beside numbers.
 """
@@ -81,8 +82,10 @@ def _in_ranges(chars: Iterable[str]) -> str:
 
 
 FOLDED_SET: Final = _in_ranges(_FOLDED)
-_CUT: Final = r"\\(?:u[0-9A-Fa-f]{0,3})?\Z"
-_UNIT: Final = re.compile(rf'\\u[0-9A-Fa-f]{{4}}|\\["\\/bfnrt]|(?P<cut>{_CUT})|[{FOLDED_SET}]')
+# JSON inside JSON has its backslashes twice, and so on. More of them than this are read two by two.
+_SLASHES: Final = r"\\{1,16}"
+_CUT: Final = rf"{_SLASHES}(?:u[0-9A-Fa-f]{{0,3}})?\Z"
+_UNIT: Final = re.compile(rf'{_SLASHES}(?:u[0-9A-Fa-f]{{4}}|[bfnrt])|(?P<cut>{_CUT})|\\["\\/]|[{FOLDED_SET}]')
 
 
 class Reading:
@@ -158,8 +161,9 @@ def _unit(written: str) -> str:
     """What an escape or a character that is folded is read as."""
     if written[0] != "\\":
         return _FOLDED[written]
-    if written[1] == "u":
-        char = chr(int(written[2:], 16))
+    escaped = written.lstrip("\\")
+    if escaped.startswith("u"):
+        char = chr(int(escaped[1:], 16))
         # A quote in a string of JSON is no end of it, and half of a pair no character.
         return BREAK if char in '"\\' or "\ud800" <= char <= "\udfff" else _FOLDED.get(char, char)
-    return "/" if written[1] == "/" else BREAK
+    return "/" if escaped == "/" else BREAK

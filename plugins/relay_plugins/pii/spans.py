@@ -93,6 +93,7 @@ def _apart(spans: list[Span]) -> list[Span]:
 
 _GROUP: Final = re.compile(r"[0-9]+[Xx]?")
 _GAP: Final = re.compile(r"[ .()-]{1,2}")  # in what has a + before it; in others one space or hyphen
+_POINT_ZERO: Final = re.compile(r"\.0(?![0-9A-Za-z])")  # as who keeps numbers as floats writes a whole one
 _PLAIN_GAPS: Final = frozenset(" -")
 _CURRENCY: Final = frozenset("$¥￥€£₹₩")
 _WORD_BEFORE: Final = re.compile(r"(?<![0-9A-Za-z])[A-Za-z]{2,16}\Z")
@@ -167,7 +168,13 @@ class _Numbers:
                 number += 1
             else:
                 kind, groups = found
-                spans.append(Span(lead if plus else begin, row.groups[groups - 1][1], kind))
+                end = row.groups[groups - 1][1]
+                if _POINT_ZERO.match(text, end):
+                    if end + 2 == len(text) and not self._last:  # more decimals may come
+                        return lead
+                    end += 2
+                    number += 1
+                spans.append(Span(lead if plus else begin, end, kind))
                 number += groups
         if not self._last and text.endswith("+") and len(text) > start and "phone" in self._kinds:
             return len(text) - 1
@@ -283,7 +290,8 @@ class _Numbers:
 
     def _decimals(self, row: _Row, count: int) -> bool:
         end = row.groups[count - 1][1]
-        return self._text[end : end + 1] == "." and _is_digit(self._text[end + 1 : end + 2])
+        decimals = self._text[end : end + 1] == "." and _is_digit(self._text[end + 1 : end + 2])
+        return decimals and _POINT_ZERO.match(self._text, end) is None
 
     def _runs_on(self, row: _Row, count: int) -> bool:
         end = row.groups[count - 1][1]
@@ -321,7 +329,8 @@ def _end_of_digits(text: str, start: int) -> int:
 
 _ALNUM: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _ODD: Final = frozenset("._%+-")
-_DOMAIN: Final = re.compile(rf"[A-Za-z0-9.-]{{0,{MAX_DOMAIN_CHARS + 1}}}")
+# Rows of dots and hyphens are leaders and rules here, too.
+_DOMAIN: Final = re.compile(rf"(?:(?!\.\.|[.-]{{3}})[A-Za-z0-9.-]){{0,{MAX_DOMAIN_CHARS + 1}}}")
 # Nobody's: it stands in the addresses of repositories.
 _NOBODY: Final = "git"
 
