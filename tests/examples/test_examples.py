@@ -14,6 +14,7 @@ from shouting import Shouting
 from signs import Signs
 from simple import Simple
 from swap import Swap
+from whole_word import WholeWord
 
 from relay import JsonObject, Reject, Secret
 from relay.testing.run import run
@@ -30,6 +31,12 @@ async def test_swap():
 def test_swap_however_it_comes(pieces, stream):
     ran = asyncio.run(run(Swap(word="cat", by="dog"), answer=pieces, stream=stream))
     assert ran.reply.text == "".join(pieces).replace("cat", "dog")
+
+
+@pytest.mark.parametrize("cuts", [(), None], ids=["whole", "byte by byte"])
+async def test_a_whole_word(cuts):
+    ran = await run(WholeWord(word="cat", by="dog"), answer=["Cat, conc", "at cat", "alog 猫cat。", "CAT"], cuts=cuts)
+    assert ran.reply.text == "dog, concat catalog 猫dog。dog"
 
 
 @asynccontextmanager
