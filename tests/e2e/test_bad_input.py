@@ -410,7 +410,7 @@ GOOD = {
     "escapes of its own spelling": b'{%b,"x":"\\u0041\\/\\ud83d\\ude00\\u0000"}' % ASKED,
     "white space": b' \n{%b\t,\r\n"x" : [ 1 , 2 ]} ' % ASKED,
     "stream: null": b'{%b,"stream":null}' % ASKED,
-    "a key that is nearly the same": b'{%b,"Model":"x","model ":"y","m\xd0\xbedel":"z"}' % ASKED,
+    "a key that is nearly the same": b'{%b,"Stream":true,"model ":"y","m\xd0\xbedel":"z"}' % ASKED,
     "a prompt of 2 MB": filled(b'{%b,"messages":[{"role":"user","content":"' % MODEL, b"Hello, world: ", b'"}]}'),
     "a Chinese prompt of 2 MB": filled(b'{%b,"messages":[{"role":"user","content":"' % MODEL, "你好，世界。".encode(), b'"}]}'),
     "many brackets in a prompt": b'{%b,"messages":[{"role":"user","content":"%b"}]}' % (MODEL, b"[{:,\\\"" * 100_000),
