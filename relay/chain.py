@@ -88,12 +88,14 @@ class Chain:
 
         `entered` is filled with the plugins that the request has passed, also when this raises.
         """
-        operation, steps, started = ex.operation, ex.steps, monotonic()
+        steps, started = ex.steps, monotonic()
         for section in self._way(ex) if self.branches else self._head:
-            links = section.taking_part[operation]
-            for link, name, on_request in section.requests[operation]:
+            for link in section.taking_part[ex.operation]:
+                if link.on_request is None:
+                    entered.append(link)
+                    continue
                 try:
-                    asking = on_request(ex)
+                    asking = link.on_request(ex)
                     try:
                         waits_for = asking.send(None)
                     except StopIteration as answered:
@@ -102,42 +104,40 @@ class Chain:
                         reply = await _within(link.budget_s, asking, waits_for)
                 except OverdueError as overdue:
                     ended = monotonic()
-                    steps.append((name, "overdue", ended - started))
-                    self._named(link, "on_request", overdue, ex)
-                    if link.plugin.over_budget == "refuse":
-                        entered += links[: links.index(link)]
-                        raise Unavailable(
-                            "It takes too long to look at this request. Try again.", code="overdue"
-                        ) from None
-                    links = tuple(other for other in links if other is not link)
-                    for key in (*link.plugin.gives, *link.plugin.tells):
-                        ex.pop(key, None)
+                    steps.append((link.name, "overdue", ended - started))
                     started = ended
+                    self._pass_over(link, overdue, ex)
                     continue
                 except BaseException as cause:
                     did, blamed = self._blamed(link, cause, ex)
-                    steps.append((name, did, monotonic() - started))
-                    entered += links[: links.index(link)]
+                    steps.append((link.name, did, monotonic() - started))
                     if blamed is cause:
                         raise
                     raise blamed from cause
+                entered.append(link)
                 ended = monotonic()
                 if reply is not None:
-                    steps.append((name, "answered", ended - started))
-                    entered += links[: links.index(link) + 1]
-                    if not isinstance(reply, Reply):
-                        raise self._named(
-                            link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"), ex
-                        )
-                    if not isinstance(reply.headers, Mapping) or not isinstance(reply.chunks, tuple | list):
-                        raise self._named(
-                            link, "on_request", TypeError("a Reply has a tuple of chunks, and headers"), ex
-                        )
-                    return reply
-                steps.append((name, "passed", ended - started))
+                    steps.append((link.name, "answered", ended - started))
+                    return self._answer(link, reply, ex)
+                steps.append((link.name, "passed", ended - started))
                 started = ended
-            entered += links
         return None
+
+    def _answer(self, link: Link, reply: object, ex: Exchange) -> Reply:
+        """A plugin's early answer. Raises PluginError for one that cannot be sent."""
+        if not isinstance(reply, Reply):
+            raise self._named(link, "on_request", TypeError(f"returned a {type(reply).__name__}, no Reply"), ex)
+        if not isinstance(reply.headers, Mapping) or not isinstance(reply.chunks, tuple | list):
+            raise self._named(link, "on_request", TypeError("a Reply has a tuple of chunks, and headers"), ex)
+        return reply
+
+    def _pass_over(self, link: Link, overdue: OverdueError, ex: Exchange) -> None:
+        """Go on without a plugin that has taken too long, and what it gave. Raises Unavailable if it is not to be."""
+        self._named(link, "on_request", overdue, ex)
+        if link.plugin.over_budget == "refuse":
+            raise Unavailable("It takes too long to look at this request. Try again.", code="overdue") from None
+        for key in (*link.plugin.gives, *link.plugin.tells):
+            ex.pop(key, None)
 
     def _way(self, ex: Exchange) -> Iterator[Section]:
         """The sections that a request meets: which branch is known when the plugins before it have seen it."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from relay.exchange import Exchange, Operation
+from relay.exchange import Operation
 from relay.match import Match
-from relay.plugin import HOOKS, OPERATIONS, Plugin, Reply
-
-OnRequest = Callable[[Exchange], Coroutine[Any, Any, Reply | None]]
+from relay.plugin import HOOKS, OPERATIONS, Plugin
 
 
 class Link:
@@ -38,13 +35,13 @@ class Link:
 
 
 class Section:
-    """Plugins, compiled once into one tuple for each phase.
+    """Plugins, and for each operation those of them that it meets.
 
     name, match: of a branch, and the requests that it is for; None: for all that no branch before it takes.
-    taking_part, requests: by operation, the links that are shown a request, and those of them that look at it on its way in.
+    taking_part: by operation, the links that are shown a request.
     """
 
-    __slots__ = ("links", "match", "name", "requests", "taking_part")
+    __slots__ = ("links", "match", "name", "taking_part")
 
     def __init__(
         self,
@@ -63,10 +60,6 @@ class Section:
         )
         self.taking_part: dict[Operation, tuple[Link, ...]] = {
             operation: tuple(link for link in self.links if link.takes_part(operation)) for operation in OPERATIONS
-        }
-        self.requests: dict[Operation, tuple[tuple[Link, str, OnRequest], ...]] = {
-            operation: tuple((link, link.name, link.on_request) for link in links if link.on_request is not None)
-            for operation, links in self.taking_part.items()
         }
 
 

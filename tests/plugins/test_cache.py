@@ -20,7 +20,7 @@ from relay.testing.reply import HandBody, Kept, exchange
 from relay.testing.run import Ran, run
 from relay_plugins.cache import Cache, directives
 from relay_plugins.cache.entries import OVERHEAD_BYTES, Entries
-from relay_plugins.cache.recorder import Recorder
+from relay_plugins.cache.recorder import CHUNK_BYTES, Recorder, Room
 from relay_plugins.lexicon import Lexicon
 from relay_plugins.moderation import Moderation
 
@@ -291,6 +291,7 @@ async def test_a_client_that_leaves_in_the_middle(after: int) -> None:
     assert ex.outcome is await kept.ended()
     await plugin.on_end(ex)
     assert (0, after) == (len(plugin._entries), len(kept.chunks))
+    assert Cache()._room.left == plugin._room.left
 
 
 async def test_what_a_later_plugin_answers_is_not_kept() -> None:
@@ -337,7 +338,7 @@ async def test_a_long_reply_is_not_kept(stream: bool) -> None:
 def test_what_is_given_up_is_let_go() -> None:
     """While a reply is too long already, nothing of it is held."""
     kept = Kept()
-    recorder = Recorder(kept, max_bytes=1000, choices=1, streamed=True)
+    recorder = Recorder(kept, Room(10_000), max_bytes=1000, choices=1, streamed=True)
     for number in range(5):
         recorder.feed(Chunk.event({"choices": [], "x": "y" * 300}))
         assert len(recorder._parts) == (number + 1 if number < 3 else 0)
@@ -345,9 +346,33 @@ def test_what_is_given_up_is_let_go() -> None:
     assert (None, 5) == (recorder.said(), len(kept.chunks))
 
 
+def test_all_that_is_remembered_has_its_bound() -> None:
+    """One that finds no room is passed on and given up, and what it had taken is free at once; the others are not touched."""
+    chunk = Chunk.event({"choices": []})
+    room = Room(3 * (chunk.size + CHUNK_BYTES))
+    first, second, third = (Recorder(Kept(), room, max_bytes=1000, choices=1, streamed=True) for _ in range(3))
+    for recorder in (first, second, second, second, third):
+        recorder.feed(chunk)
+    assert [1, 0, 1] == [len(recorder._parts) for recorder in (first, second, third)]
+    first.feed(chunk)
+    assert 0 == room.left
+    for recorder in (first, second, third, third):
+        recorder.release()
+    assert 3 * (chunk.size + CHUNK_BYTES) == room.left
+
+
+@pytest.mark.parametrize("answer", [["well"], frames.text("cut"), ["x" * 100] * 11], ids=["well", "cut", "long"])
+async def test_room_is_given_back(answer: Any) -> None:
+    """However a request ends."""
+    plugin = Cache(max_reply_kb=1)
+    before = plugin._room.left
+    await run(plugin, answer=answer)
+    assert before == plugin._room.left
+
+
 def test_nothing_is_copied() -> None:
     """What is held are the bytes that have come, and of what is known not to have been parsed the chunk."""
-    recorder = Recorder(Kept(), max_bytes=1000, choices=1, streamed=True)
+    recorder = Recorder(Kept(), Room(10_000), max_bytes=1000, choices=1, streamed=True)
     known, other = Chunk(frames.text("a"), frames.text("a")[6:-2]), Chunk.event({"choices": []})
     known.said = (0, "a")
     recorder.feed(known)

@@ -29,7 +29,7 @@ from relay.pure.plain import plain_text
 from relay.pure.sse import Decoder
 from relay_plugins.cache import directives
 from relay_plugins.cache.entries import OVERHEAD_BYTES, Entries, Entry
-from relay_plugins.cache.recorder import Recorder
+from relay_plugins.cache.recorder import Recorder, Room
 
 # RFC 9211 and RFC 9111, section 5.1.
 STATUS: Final = istr("Cache-Status")
@@ -48,8 +48,9 @@ class Cache(Plugin):
     day, and counted by the plugins before it. Kept are replies that came whole and well, in the memory of each process.
 
     ttl_s: for how long a reply is given again. max_mb: what all of them may take, in MiB; those go first that nobody has
-    asked for the longest. max_reply_kb: what one may take, in KiB, a stream with all its events; while it comes, each open
-    stream remembers so much.
+    asked for the longest. max_reply_kb: what one may take, in KiB, a stream with all its events.
+
+    Replies are remembered while they come, in all up to max_mb more; one that would need more than that is not kept.
 
     shared_by: "key" gives a reply only to the key that got it; with "everyone" a key can tell, by what comes at once, what
     others have asked.
@@ -67,6 +68,7 @@ class Cache(Plugin):
     uses: ClassVar[tuple[Key[Any], ...]] = (CALLER, STOPPED_BY)  # nobody is told anything who is not let in
 
     _entries: Entries = dataclasses.field(init=False)
+    _room: Room = dataclasses.field(init=False)
     _asked: Key[bytes] = dataclasses.field(init=False)
     _hit: Key[bytes] = dataclasses.field(init=False)
     _recorder: Key[Recorder] = dataclasses.field(init=False)
@@ -80,6 +82,7 @@ class Cache(Plugin):
         if self.shared_by == "everyone":
             self.needs = ()  # type: ignore[misc] # there need not be callers
         self._entries = Entries(self.max_mb * 2**20, self.ttl_s)
+        self._room = Room(self.max_mb * 2**20)
         self._asked = Key("cache.asked", bytes)
         self._hit = Key("cache.hit", bytes)
         self._recorder = Key("cache.recorder", Recorder)
@@ -121,7 +124,7 @@ class Cache(Plugin):
         if self._asked not in ex or not ex.asked:  # what a later plugin says by itself is its own to repeat
             return sink
         ex[self._recorder] = recorder = Recorder(
-            sink, max_bytes=self.max_reply_kb * 1024, choices=ex.request.choices, streamed=ex.request.stream
+            sink, self._room, max_bytes=self.max_reply_kb * 1024, choices=ex.request.choices, streamed=ex.request.stream
         )
         return recorder
 
@@ -131,11 +134,12 @@ class Cache(Plugin):
         outcome = ex.outcome
         if self._hit in ex and (outcome is None or outcome.kind in ("filtered", "refused", "unavailable")):
             self._entries.forget(ex[self._hit])  # those before us do not let it pass any more
-        if recorder is None or outcome is None or outcome.kind != "completed" or outcome.error is not None:
+        if recorder is None:
             return
         said = recorder.said()
-        if said is not None:
+        if said is not None and outcome is not None and outcome.kind == "completed" and outcome.error is None:
             self._entries.keep(ex[self._asked], said.data, said.done, hides_usage=ex.hides_usage)
+        recorder.release()
 
 
 async def _chunks(data: bytes, *, streamed: bool) -> tuple[Chunk, ...]:

@@ -20,6 +20,17 @@ from relay.pure.surfaces import IndexUnclearError, finished
 # word ("content_filter", "error", "abort", a server's own) nobody knows whether it would be said again.
 WHOLE: Final = frozenset({"stop", "length", "tool_calls", "function_call"})
 _NO_REASONS: Final = (None, "", "null")  # servers say them in frames that finish nothing
+# What remembering a chunk takes beside its bytes: the objects that it is; 200 in CPython 3.11.
+CHUNK_BYTES: Final = 224
+
+
+class Room:
+    """What all replies that are being remembered may still take together, in bytes."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int) -> None:
+        self.left = size
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,32 +42,37 @@ class Said:
 
 
 class Recorder:
-    """A sink that passes on everything, and remembers it up to `max_bytes`.
+    """A sink that passes on everything, and remembers it up to `max_bytes`, as long as there is room beside the others.
 
-    choices: how many there are to be. streamed: whether they come in events.
+    choices: how many there are to be. streamed: whether they come in events. Who makes one has to `release` it.
     """
 
-    __slots__ = ("_finished", "_left", "_missing", "_outcome", "_parts", "_sink", "_streamed")
+    __slots__ = ("_finished", "_left", "_missing", "_outcome", "_parts", "_room", "_sink", "_streamed", "_taken")
 
-    def __init__(self, sink: Sink, *, max_bytes: int, choices: int, streamed: bool) -> None:
+    def __init__(self, sink: Sink, room: Room, *, max_bytes: int, choices: int, streamed: bool) -> None:
         self._sink = sink
         self._streamed = streamed
-        self._left = max_bytes
+        self._room = room
+        self._taken = 0  # of the room
+        self._left = max_bytes  # of its own; negative: nothing more is remembered
         self._parts: list[bytes | Chunk] = []
         self._missing = choices
         self._finished: frozenset[int] = frozenset()
         self._outcome: Outcome | None = None
 
     def feed(self, chunk: Chunk) -> None:
-        self._left -= chunk.size
-        if self._left < 0:
-            if self._parts:
-                self._parts = []
-        elif chunk.said is not None:
-            self._parts.append(chunk)
-        else:
-            self._parts.append(chunk.raw)
-            self._look(chunk)
+        if self._left >= 0:
+            size = chunk.size
+            self._left -= size
+            self._taken += size + CHUNK_BYTES
+            self._room.left -= size + CHUNK_BYTES
+            if self._left < 0 or self._room.left < 0:
+                self.release()
+            elif chunk.said is not None:
+                self._parts.append(chunk)
+            else:
+                self._parts.append(chunk.raw)
+                self._look(chunk)
         self._sink.feed(chunk)
 
     def end(self, outcome: Outcome) -> None:
@@ -74,23 +90,26 @@ class Recorder:
         sound = all(map(_is_event, self._parts)) if self._streamed else len(self._parts) == 1
         return Said(b"".join(map(_raw, self._parts)), outcome.done) if sound else None
 
+    def release(self) -> None:
+        """Forget what was said, and remember nothing more."""
+        self._room.left += self._taken
+        self._taken = 0
+        self._left = -1
+        self._parts = []
+
     def _look(self, chunk: Chunk) -> None:
         """Whether it finishes a choice, and as it should."""
         try:
             frame = chunk.json or {}
             finishes = finished(frame)
         except (IndexUnclearError, RecursionError):
-            self._give_up()
+            self.release()
             return
         if finishes:
             self._finished = self._finished.union(finishes)
             reasons = [choice.get("finish_reason") for choice in frame["choices"] if type(choice) is dict]
             if any(type(reason) is not str or reason not in WHOLE for reason in reasons if reason not in _NO_REASONS):
-                self._give_up()
-
-    def _give_up(self) -> None:
-        self._left = -1
-        self._parts = []
+                self.release()
 
 
 def _raw(part: bytes | Chunk) -> bytes:
