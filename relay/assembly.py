@@ -20,6 +20,10 @@ from relay.registry import Registry
 from relay.section import Section
 
 
+class NotBuiltError(Exception):
+    """A plugin has raised what is no word about its options while it was built. Its message is where it stands, and its name."""
+
+
 @runtime_checkable
 class Storeless(Protocol):
     """A plugin that can do without a store by some of its options only."""
@@ -127,6 +131,8 @@ class _Building:
             except ConfigError as error:
                 self.problems += error.problems
                 continue
+            except Exception as error:
+                raise NotBuiltError(f"{where}: plugin {use!r}") from error
             self._judge(plugin, use, where, met)
             met.append(plugin)
             name = _unique(prefix + use.rpartition(":")[2], [name for name, _ in built.plugins])

@@ -16,6 +16,7 @@ from relay.config import Config
 from relay.plugin import Services
 from relay.pure.shape import Shapes
 from relay.routes import CHAT, ROUTES
+from relay.section import Link
 from relay.upstream import Upstreams
 
 # Who does not end by then, although everything that was open is to be closed, is left behind.
@@ -30,7 +31,7 @@ class Generation:
     """Made inside a running loop. `open` it, count the requests in and out, `retire` it, wait until it is `closed`.
 
     requests: those that began on it and are not settled. shapes: what the events of each upstream look like. opening: the
-    plugin that is being opened, or was last. life: as long as it is open; one that ends before `retire` has broken.
+    plugin that is being opened, or was last; None before the first. life: as long as it is open; one that ends before `retire` has broken.
     """
 
     __slots__ = (
@@ -46,7 +47,7 @@ class Generation:
         self.routes: Final = {**ROUTES, **dict.fromkeys(chain.routes, CHAT)}
         self.shapes: Final = defaultdict[str, Shapes](Shapes)
         self.requests = 0
-        self.opening = ""
+        self.opening: Link | None = None
         self._retired = False
         self._unused = asyncio.Event()
         self.life: asyncio.Task[None] | None = None
@@ -72,7 +73,7 @@ class Generation:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self.upstreams)
                 for link in self.chain.links:
-                    self.opening = link.name
+                    self.opening = link
                     try:
                         await stack.enter_async_context(link.plugin.lifespan(services))
                     except BaseException as error:

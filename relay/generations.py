@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import chain
 from typing import Final
 
 import msgspec
 
 from relay.app import on_plugin_error
-from relay.assembly import assemble
+from relay.assembly import NotBuiltError, assemble
 from relay.body import Body
 from relay.chain import Chain
 from relay.config import Config
@@ -18,9 +19,11 @@ from relay.events import Publisher
 from relay.generation import CLOSE_TIMEOUT_S, Generation
 from relay.log import Logger
 from relay.metrics import Metrics
+from relay.moderator import Moderator
 from relay.options import ConfigError
 from relay.plugin import Services
 from relay.reply import Reply
+from relay.section import Link
 from relay.upstream import Upstreams
 
 # So long the plugins of a generation may take to open.
@@ -54,11 +57,11 @@ class Generations:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
                 await self.current.open(services)
         except Exception as error:
-            plugin = self.current.opening
-            self._log.error("a plugin cannot be opened", plugin=plugin)
+            opening = self.current.opening
+            self._log.error("a plugin cannot be opened", plugin="" if opening is None else opening.name)
             if limit.expired():
-                raise ConfigError(
-                    f"{self.current.config.path}: plugin {plugin!r} cannot be opened: it takes longer than {OPEN_TIMEOUT_S:g} s"
+                raise self.current.config.wrong(
+                    [f"{_named(opening)} cannot be opened: it takes longer than {OPEN_TIMEOUT_S:g} s"]
                 ) from error
             raise
         self._look_after(self.current)
@@ -84,8 +87,12 @@ class Generations:
         except ConfigError:
             raise
         except Exception as error:
-            why = f"it takes longer than {OPEN_TIMEOUT_S:g} s" if limit.expired() else type(error).__name__
-            raise self._unfit(config, "" if new is None else new.opening, error, why) from error
+            cause = error.__cause__ if isinstance(error, NotBuiltError) else error
+            why = f"it takes longer than {OPEN_TIMEOUT_S:g} s" if limit.expired() else type(cause).__name__
+            what = f"{_named(new.opening)} cannot be opened" if new is not None else _unbuilt(error)
+            self._log.error(what, exc_info=error)
+            # Which line that is takes a while to find out in a long file.
+            raise await asyncio.to_thread(config.wrong, [f"{what} ({why}); the log says more"]) from error
         self._known(new)
         self.current = new
         self._look_after(new)
@@ -96,9 +103,17 @@ class Generations:
         closing.add_done_callback(self._former.pop)
 
     def modules(self) -> Mapping[str, str]:
-        """Where the plugins of the current one are, by module, and their names; the first of several in one."""
-        links = reversed(self.current.chain.links)
-        return {type(link.plugin).__module__: link.name for link in links}
+        """Where the plugins of the current one are, by module, and their names; the first of several in one.
+
+        Under the name of its plugin also a moderator, which is asked in a task of its own.
+        """
+        named: dict[str, str] = {}
+        for link in reversed(self.current.chain.links):
+            options = (getattr(link.plugin, option.name, None) for option in fields(link.plugin))
+            several = (option for option in options if isinstance(option, tuple))
+            named |= {type(each).__module__: link.name for each in chain(*several) if isinstance(each, Moderator)}
+            named[type(link.plugin).__module__] = link.name
+        return named
 
     def _look_after(self, generation: Generation) -> None:
         """Notice if it ends while it is served: a plugin's task group, for one, has given up."""
@@ -119,12 +134,6 @@ class Generations:
         for upstream in generation.config.upstreams:
             place = f"{upstream.name} {served.get(upstream.name)}"
             self._metrics.upstream_stands(upstream.name, place in health and health[place].ejected)
-
-    def _unfit(self, config: Config, opening: str, error: Exception, why: str) -> ConfigError:
-        """What no configuration should do: a plugin raises while it is built, or while it is opened, or is never open."""
-        what = f"plugin {opening!r} cannot be opened" if opening else "a plugin cannot be built"
-        self._log.error(what, exc_info=error)
-        return ConfigError(f"{config.path}: {what} ({why}); the log says more")
 
     async def close(self) -> None:
         """All of them, after their last requests are settled. Raises what the closing of the current one raised."""
@@ -150,11 +159,11 @@ class Generations:
             self._log.exception("a former configuration did not close well")
         self._tell_ejected(former)
 
-    def _made(self, config: Config, chain: Chain, former: Generation | None = None) -> Generation:
-        chain.tell(on_plugin_error(self._log, self._metrics))
+    def _made(self, config: Config, made: Chain, former: Generation | None = None) -> Generation:
+        made.tell(on_plugin_error(self._log, self._metrics))
         before = former.upstreams if former is not None else None
         upstreams = Upstreams(config.upstreams, self._make_body, self._metrics, self._log, self._events, before=before)
-        return Generation(config, chain, upstreams)
+        return Generation(config, made, upstreams)
 
     def _known(self, generation: Generation) -> None:
         upstreams = generation.config.upstreams
@@ -163,6 +172,18 @@ class Generations:
             (upstream.name for upstream in upstreams),
             (link.name for link in generation.chain.links),
         )
+
+
+def _named(link: Link | None) -> str:
+    """A plugin, as a message about it begins; it is known in which line it stands by its place."""
+    if link is None:
+        return "an upstream"
+    return f"{link.place}: plugin {link.name!r}" if link.place else f"plugin {link.name!r}"
+
+
+def _unbuilt(error: Exception) -> str:
+    """What could not be built."""
+    return f"{error} cannot be built" if isinstance(error, NotBuiltError) else "the chain cannot be built"
 
 
 def _assembled(config: Config) -> Chain:

@@ -205,7 +205,7 @@ class _Check:
         try:
             cls = self._known.plugins.find(self._target)
         except ConfigError as error:
-            if any(entry.name == self._target for entry in self._known.moderators.names()):
+            if self._is_moderator():
                 raise _Wrong(
                     f"{self._target!r} is a moderator; give it to the plugin moderation in a relay.toml, and check that: "
                     "relay plugin check moderation --config relay.toml"
@@ -214,6 +214,13 @@ class _Check:
         brought = [entry.distribution for entry in self._known.plugins.names() if entry.name == self._target]
         self._told.good("found", f"{inspect.getsourcefile(cls)} ({brought[0] if brought else 'by its module'})")
         return cls
+
+    def _is_moderator(self) -> bool:
+        try:
+            self._known.moderators.find(self._target)
+        except ConfigError:
+            return False
+        return True
 
     def _built(self, cls: type[Plugin], place: _Place) -> Callable[[], Plugin]:
         """What makes one."""
@@ -245,7 +252,7 @@ class _Check:
             named.append(f"{key.name} (given by {', '.join(names) or 'nothing that is installed'})")
             if key not in _STOOD_IN and not any(key in each.gives for each in before):
                 before += self._giver(key, names, earlier)
-        given = ", ".join(key.name for key in plugin.gives)
+        given = ", ".join(key.name for key in (*plugin.gives, *plugin.tells))
         self._told.good("needs", f"{', '.join(named) or 'nothing'}; gives {given or 'nothing'}")
         return before
 

@@ -128,6 +128,13 @@ def test_what_is_not_found(folder: Path, target: str, says: str):
     assert (1, True) == (status, f"WRONG  found     {said.split('found     ')[1]}" in said and says in said)
 
 
+def test_a_moderator_of_this_folder(folder: Path):
+    """Is told where it is tried, as one that is registered."""
+    name = module(folder, "from relay import Moderator\nclass Mine(Moderator):\n    async def check(self, *_): ...\n")
+    status, said = check(f"{name}:Mine")
+    assert (1, True) == (status, "is a moderator; give it to the plugin moderation" in said), said
+
+
 def test_a_misspelt_hook(folder: Path):
     name = module(
         folder, "from relay import Plugin\nclass Misspelt(Plugin):\n    async def on_reqest(self, ex):\n        pass\n"

@@ -4,10 +4,13 @@ import asyncio
 import sys
 import threading
 import types
+from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from relay.config import parse
+from relay.generations import Generations
 from relay.testing.reply import Lent
 from relay.watchdog import found, watched
 
@@ -71,6 +74,32 @@ async def test_nothing_is_left(quick):
     async with watched(dict, Lent().services.log):
         assert "relay-watchdog" in [each.name for each in threading.enumerate()]
     assert "relay-watchdog" not in [each.name for each in threading.enumerate()]
+
+
+MODERATED = """
+[[upstreams]]
+name = "main"
+base_url = "http://127.0.0.1:1/v1"
+models = ["*"]
+[[plugins]]
+use = "parameters"
+[[plugins]]
+use = "moderation"
+moderators = [{ use = "lexicon", words = ["x"] }, { use = "relay.testing.moderator:ScriptedModerator" }]
+"""
+
+
+async def test_a_moderator_goes_by_the_name_of_its_plugin():
+    """It is asked in a task of its own, where nothing of its plugin is to be seen."""
+    lent = Lent()
+    generations = Generations(lambda _: None, lent.metrics, lent.services.log, lent.told)
+    generations.begin(parse(MODERATED, Path("/x/relay.toml")))
+    assert {
+        "relay_plugins.parameters": "parameters",
+        "relay_plugins.moderation": "moderation",
+        "relay_plugins.lexicon.moderator": "moderation",
+        "relay.testing.moderator": "moderation",
+    } == generations.modules()
 
 
 def test_the_innermost_counts():

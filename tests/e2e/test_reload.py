@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import re
 import statistics
 import weakref
 from collections import Counter
@@ -283,7 +284,7 @@ def broken(rig, told):
             "not-there.txt",
         ),
         (plugins({"use": "quota"}), "store.url is memory:"),
-        (plugins(told("RaisesWhenBuilt")), "a plugin cannot be built (KeyError)"),
+        (plugins(told("RaisesWhenBuilt")), "RaisesWhenBuilt' cannot be built (KeyError)"),
         (plugins(told("RaisesWhenOpened")), "plugin 'RaisesWhenOpened' cannot be opened (RuntimeError)"),
         (plugins(told("IsCancelledWhenOpened")), "cannot be opened (NotOpenedError)"),
         (plugins(told("EndsTheProcess")), "cannot be opened (NotOpenedError)"),
@@ -307,7 +308,7 @@ async def test_an_error_changes_nothing(serve, folder, told, monkeypatch):
             with pytest.raises(ConfigError) as caught:
                 await rig.reload(text)
         assert says in str(caught.value)
-        assert str(rig.file) in str(caught.value)
+        assert re.match(rf"{re.escape(str(rig.file))}(:\d+)?: ", str(caught.value))
         assert "sk-secret" not in str(caught.value)
         assert list(caught.value.problems) == rig.log[-1]["problems"]
         assert "not reloaded" == rig.log[-1]["event"]
@@ -327,6 +328,27 @@ async def test_the_line_is_named(serve, folder):
     assert f"{rig.file}:{line}: plugins[2] (history): unknown option 'max_token'; did you mean 'max_tokens'?" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [
+        ("RaisesWhenBuilt", "plugins[2]: plugin '{use}' cannot be built (KeyError); the log says more"),
+        (
+            "RaisesWhenOpened",
+            "plugins[2]: plugin 'RaisesWhenOpened' cannot be opened (RuntimeError); the log says more",
+        ),
+    ],
+)
+async def test_the_line_is_named_of_a_plugin_that_raises(serve, folder, told, plugin, says):
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder)
+    rig.loudest = "error"
+    use = told(plugin)["use"]
+    text = rig.text(rig.document) + f'\n\n[[plugins]]\nuse = "{use}"\n'
+    with pytest.raises(ConfigError) as caught:
+        await rig.reload(text)
+    line = text.splitlines().index(f'use = "{use}"')
+    assert f"{rig.file}:{line}: {says.format(use=use)}" == str(caught.value)
 
 
 async def test_what_takes_a_restart(serve, folder):
