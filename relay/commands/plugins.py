@@ -109,9 +109,15 @@ def _options(each: Described) -> Iterator[str]:
 
 _COMMON_TEXT: Final = (
     "Every plugin has besides: `budget_ms`, how long it may keep a request on its way in, and `over_budget`, whether a request",
-    "for which that was not enough is refused, or passed on as if the plugin were not there (not for those that guard: `audit`,",
-    '`auth`, `moderation`, `pii`, `quota`, `rate_limit`). The log and `relay_plugin_requests_total{outcome="overdue"}` name it.',
+    "for which that was not enough is refused, or passed on as if the plugin were not there (not for those that guard:",
+    '{guards}). The log and `relay_plugin_requests_total{{outcome="overdue"}}` name it.',
 )
+
+
+def _common(known: Registries) -> Iterator[str]:
+    plugins = (entry for entry in known.plugins.names() if entry.target.startswith(_OWN))
+    guards = ", ".join(f"`{entry.name}`" for entry in plugins if known.plugins.find(entry.name).guards)
+    yield from (line.format(guards=guards) for line in _COMMON_TEXT)
 
 
 def reference() -> str:
@@ -123,7 +129,7 @@ def reference() -> str:
         "Every plugin and moderator that the relay brings, with its options as they are written in relay.toml. `relay plugins`",
         "lists the same, and those that others have installed. (Written by `python -m relay.commands.plugins`.)",
         "",
-        *_COMMON_TEXT,
+        *_common(known),
         "",
         *_table(COMMON),
     ]
