@@ -67,8 +67,8 @@ class Ran(NamedTuple):
     """What became of a request.
 
     events: what the plugin has published, by kind. exchange: as it was at the end, with its `outcome`. sent: the body as it
-    went to the upstream; None: nobody was asked; with it went `exchange.upstream_headers`. raised: what the relay would log and count, each with its cause in
-    `__cause__`: the plugin raised what is no refusal.
+    went to the upstream, with `exchange.upstream_headers`; None: nobody was asked. raised: what the relay would log and
+    count, each with its cause in `__cause__`: the plugin raised what is no refusal.
     """
 
     reply: Replied
@@ -180,5 +180,5 @@ def _replied(ex: Exchange, kept: Kept, answered: Reply | None, error: RelayError
         return Replied(error.status, {**headers, **error.headers}, error.body)
     tail = b"" if error is None else frames.data(error.body)
     if answered is not None:
-        return Replied(answered.status, {**headers, **answered.headers}, kept.raw + tail)
+        return Replied(answered.status, headers, kept.raw + tail)
     return Replied(200, headers, kept.raw + tail)
