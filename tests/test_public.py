@@ -29,6 +29,11 @@ PUBLIC = {
     "relay.exchange": ("CALLER", "STOPPED_BY", "VIOLATIONS"),
     "relay.told": ("Call", "Server", "Told"),
     "relay.store.port": ("Script", "Store", "StoreError"),
+    # What hooks are given, without a name of its own to import.
+    "relay.pure.request": ("ChatRequest",),
+    "relay.pure.tally": ("Violation",),
+    "relay.events": ("Publisher",),
+    "relay_plugins.pii": ("MASKED",),
     "relay_pytest": (
         *(
             "relay_contract",
@@ -64,7 +69,7 @@ def inherited(cls):
 
 
 def signature(value):
-    """Names and kinds, and which have a default; the rest is written differently by one Python and the next."""
+    """Names and kinds, which have a default, and whether it is awaited; the rest is written differently by one Python and the next."""
     try:
         parameters = inspect.signature(value).parameters.values() if callable(value) else None
     except (TypeError, ValueError):
@@ -77,7 +82,7 @@ def signature(value):
             said.append("*")
         stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
         said.append(f"{stars}{each.name}{'=…' if each.default is not each.empty else ''}")
-    return f"({', '.join(said)})"
+    return f"({', '.join(said)})" + (" awaited" if inspect.iscoroutinefunction(value) else "")
 
 
 def written():
