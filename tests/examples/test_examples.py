@@ -102,6 +102,7 @@ def test_simple():
         Simple().translate("/ask", JsonObject(b"{}"))
 
 
+# And this one.
 async def test_shouting():
     moderation = Moderation(moderators=(Shouting(),))
     assert (await run(moderation, answer=["all ", "is well."])).reply.text == "all is well."
