@@ -131,7 +131,7 @@ class Trial:
             await self._kinds()
             await self._endings(answer)
             if not self._hopeless():
-                await self._slow(reply, expected)
+                await self._slow(answer, expected)
                 await self._after_one_that_left(answer, expected)
                 await self._two_at_once(answer, expected)
                 if first.probe is not None:
@@ -213,9 +213,12 @@ class Trial:
                 return
             await self._talk(name, case.ending, **case.request)
 
-    async def _slow(self, reply: bytes, expected: object) -> None:
-        seen = "let another reply through"
-        await self._same("pause", "a client that reads slowly", seen, expected, says(reply), make_client=_slow)
+    async def _slow(self, answer: str, expected: object) -> None:
+        seen, events = "let another reply through", frames.stream([answer])
+        reply = says(b"".join(events))
+        await self._same("pause", "a client that reads slowly", seen, expected, reply, make_client=_slow)
+        # One that has come in one read nobody holds up any more.
+        await self._talk("a client that reads slowly, an event a turn", paced(events), make_client=_slow)
         await self._talk("an early answer, read slowly", says(b""), inner_answers=cached(True), make_client=_slow)
 
     async def _after_one_that_left(self, answer: str, expected: object) -> None:

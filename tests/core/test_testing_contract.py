@@ -145,6 +145,45 @@ class KeepsTheEndOfThoseWhoLeave(Plugin):
         return Keeping(sink)
 
 
+class SharesItsStateBetweenTwo(Plugin):
+    """Keeps what is held on the plugin, and begins anew with each reply, which is well while there is one at a time."""
+
+    held = ""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        self.held = ""
+
+        def replaced(text: str, last: bool) -> tuple[str, str]:
+            *whole, rest = (self.held + text).split("cat")
+            self.held = "" if last else begun(rest, "cat")
+            return "dog".join([*whole, rest.removesuffix(self.held)]), ""
+
+        return TextSink(sink, replaced)
+
+
+class PausesForSlowClients(Plugin):
+    """And never goes on."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Pausing(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                super().feed(chunk)
+                if ex.paused:
+                    ex.pause(self)
+
+        return Pausing(sink)
+
+
+class KeepsTheEndOfADrain(Plugin):
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Keeping(Wrapping):
+            def end(self, outcome: Outcome) -> None:
+                if outcome.kind != "drained":
+                    super().end(outcome)
+
+        return Keeping(sink)
+
+
 class StaysWhenTheClientLeaves(Plugin):
     async def on_request(self, ex: Exchange) -> Reply | None:
         try:
@@ -229,6 +268,20 @@ WRONG = {
 @pytest.mark.parametrize(("promise", "plugin"), WRONG.items())
 async def test_what_is_broken_is_named(promise, plugin):
     assert promise in await promises(plugin, answer="A cat, two cats.", patience_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("promise", "plugin", "case"),
+    [
+        ("state", SharesItsStateBetweenTwo, "two at once"),
+        ("pause", PausesForSlowClients, "a client that reads slowly"),
+        ("end", KeepsTheEndOfADrain, "drained"),
+    ],
+)
+async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, case):
+    [finding] = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    assert promise == finding.promise
+    assert any(case in each for each in finding.cases), finding.cases
 
 
 @pytest.mark.parametrize(
