@@ -9,6 +9,7 @@ from relay.assembly import assemble
 from relay.chain import Chain
 from relay.config import parse
 from relay.effect import branch_problems
+from relay.effect import met as met_by
 from relay.errors import Reject
 from relay.exchange import CALLER, Exchange, Outcome
 from relay.keys import API_KEY, ApiKey
@@ -100,6 +101,8 @@ async def test_one_branch_is_met(match: Match, taken: bool) -> None:
     assert other.saw == []
     assert [link.name for link in entered] == ["names", "head", f"{name}/seen"]
     assert [name for name, _, _ in ex.steps] == ["names", "head", f"{name}/seen"]
+    asked = {"route": ex.route, "caller": "work", "labels": {"tier": "free"}, "model": "gpt-3.5"}
+    assert met_by(rig.chain, **asked) == (name, tuple(entered))  # as `relay check` would have said
 
 
 async def test_the_way_back() -> None:

@@ -67,6 +67,16 @@ def test_what_is_covered(wide: dict[str, object], narrow: dict[str, object], req
         assert one.takes(**request)
 
 
+@pytest.mark.parametrize("name", ["keys", "models", "routes", "labels"])
+def test_what_is_not_covered(name: str) -> None:
+    """Whatever it is that another one has to fit, it may be what this one does not take."""
+    narrow = {"keys": ("a",), "models": ("a",), "routes": ("a",), "labels": {"x": "a"}}
+    other: dict[str, object] = {name: {"x": "b"} if name == "labels" else ("b",)}
+    assert Match(**narrow).covers(Match(**narrow))
+    assert not Match(**narrow).covers(Match(**{**narrow, **other}))
+    assert not Match(**narrow).covers(Match(**{**narrow, name: {"y": "a"} if name == "labels" else ("*",)}))
+
+
 @given(MATCHES)
 def test_each_covers_itself(fields: dict[str, object]) -> None:
     assert Match(**fields).covers(Match(**fields))
