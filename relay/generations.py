@@ -105,7 +105,8 @@ class Generations:
     def modules(self) -> Mapping[str, str]:
         """Where the plugins of the current one are, by module, and their names; the first of several in one.
 
-        Under the name of its plugin also a moderator, which is asked in a task of its own.
+        Also the packages in which they are by themselves; and moderators, which are asked in tasks of their own, under the
+        name of their plugin.
         """
         named: dict[str, str] = {}
         for link in reversed(self.current.chain.links):
@@ -113,7 +114,7 @@ class Generations:
             several = (option for option in options if isinstance(option, tuple))
             named |= {type(each).__module__: link.name for each in chain(*several) if isinstance(each, Moderator)}
             named[type(link.plugin).__module__] = link.name
-        return named
+        return {**_packages(named), **named}
 
     def _look_after(self, generation: Generation) -> None:
         """Notice if it ends while it is served: a plugin's task group, for one, has given up."""
@@ -172,6 +173,14 @@ class Generations:
             (upstream.name for upstream in upstreams),
             (link.name for link in generation.chain.links),
         )
+
+
+def _packages(named: Mapping[str, str]) -> dict[str, str]:
+    """The packages in which modules of one plugin alone are: what it has made may be of another file there."""
+    names: dict[str, set[str]] = {}
+    for module, name in named.items():
+        names.setdefault(module.rpartition(".")[0], set()).add(name)
+    return {package: name for package, (name, *others) in names.items() if package and not others}
 
 
 def _named(link: Link | None) -> str:

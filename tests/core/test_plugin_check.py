@@ -210,6 +210,8 @@ def test_those_that_are_installed(folder: Path):
     status, said = check("quota", "-o", "grant=1000")
     assert 0 == status, said
     assert "caller (given by auth)" in said
+    status, said = check("moderation", "-o", 'moderators=[{use="lexicon", words=["x"]}]')
+    assert (0, True) == (status, "needs     nothing; gives stopped_by, violations" in said), said
     keys = ("-o", 'keys=[{name = "a", key = "sk-secret"}]')
     status, said = check("auth", *keys)
     assert (1, True) == (status, "refused the request by 401 invalid_api_key: give requests a header by -H" in said)

@@ -89,8 +89,8 @@ moderators = [{ use = "lexicon", words = ["x"] }, { use = "relay.testing.moderat
 """
 
 
-async def test_a_moderator_goes_by_the_name_of_its_plugin():
-    """It is asked in a task of its own, where nothing of its plugin is to be seen."""
+async def test_whose_a_module_is():
+    """A moderator goes by the name of its plugin, and so does a package in which there is no other one."""
     lent = Lent()
     generations = Generations(lambda _: None, lent.metrics, lent.services.log, lent.told)
     generations.begin(parse(MODERATED, Path("/x/relay.toml")))
@@ -98,6 +98,8 @@ async def test_a_moderator_goes_by_the_name_of_its_plugin():
         "relay_plugins.parameters": "parameters",
         "relay_plugins.moderation": "moderation",
         "relay_plugins.lexicon.moderator": "moderation",
+        "relay_plugins.lexicon": "moderation",
+        "relay.testing": "moderation",
         "relay.testing.moderator": "moderation",
     } == generations.modules()
 
