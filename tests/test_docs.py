@@ -110,6 +110,12 @@ def test_the_page_for_authors_names_all_that_is_public() -> None:
     assert {*HOOKS, *declared, *relay.__all__, *lent, *shared_keys(), *moderators} - said == set()
 
 
+def test_each_hook_has_its_promise() -> None:
+    """A row of the table, with what it is called with, in the order in which they are called."""
+    rows = re.findall(r"^\| `(\w+)\(([\w, ]+)\)` \|", PLUGINS_PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [(hook, ", ".join(inspect.signature(getattr(Plugin, hook)).parameters)) for hook in HOOKS] == rows
+
+
 def test_the_page_for_authors_names_all_of_an_exchange() -> None:
     """By `ex.` and its name, but for what only the relay itself calls."""
     public = {name for name in dir(Exchange) if not name.startswith("_")} - set(dir(dict))

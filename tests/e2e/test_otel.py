@@ -1,5 +1,7 @@
 """Traces of a real relay, as a collector gets them by OTLP over HTTP."""
 
+import asyncio
+
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -8,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from relay.testing import frames, refused, streamed, whole
+from relay.testing import Gate, Head, Script, Send, frames, refused, streamed, whole
 
 MODEL = "gpt-3.5-turbo-1106"
 KEY = "sk-canary-client-2f6b1c90d7e84a53"  # the client's, as in conftest.py
@@ -136,6 +138,22 @@ async def test_a_stream(serve, collector):
     assert "gateway" == collector.resource["service.name"]
     assert {"service.version", "process.pid"} <= set(collector.resource)
     assert "token" == collector.headers[0]["X-Vendor"]
+
+
+async def test_the_first_chunk_comes_before_the_last(serve, collector):
+    gate = asyncio.Event()
+    head = Head(headers=(("Content-Type", "text/event-stream"),))
+    script = Script(head, Send(b"".join(HELLO[:2])), Gate(gate), Send(b"".join(HELLO[2:])))
+    rig = await serve(script, chain=chain(collector))
+    reply = await rig.post()
+    await reply.content.readuntil(b"\n\n")
+    await asyncio.sleep(0.05)  # at least so long after the first one
+    gate.set()
+    await reply.content.read()
+    await rig.stop()
+    client = collector.spans[f"chat {MODEL}"]
+    took_s = (client.end_time_unix_nano - client.start_time_unix_nano) / 1e9
+    assert 0 < values(client)["gen_ai.response.time_to_first_chunk"] < took_s - 0.04
 
 
 async def test_nothing_that_was_said_is_told(serve, collector):
