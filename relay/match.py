@@ -35,6 +35,8 @@ class Match(Table, frozen=True, kw_only=True):
                     raise ValueError(
                         f"{name}: {pattern!r}: * stands at the end, for all that begin so, and nowhere else"
                     )
+        if "*" in (self.keys or ()):  # a request without a key would fit too
+            raise ValueError("keys: '*' fits every request; leave keys out")
 
     def takes(self, *, route: str, caller: str, labels: Mapping[str, str], model: str | None) -> bool:
         """Whether a request fits. model: None for one that asks no model, which fits no `models`."""

@@ -170,6 +170,7 @@ def problems(text: str, head: str = HEAD) -> list[str]:
         (chain("a", 'models = ["gpt-4"]'), ["chains[0].match: a request that fits no match would meet nothing more; add a last [[chains]] without match that says what is done then, with no plugins if nothing is to be"]),
         (REST + chain("a", 'models = ["gpt-4"]'), ["chains[1].match: the chain 'rest' before it takes all requests, as it has no match; move that to the end"]),
         (chain("a", 'models = ["gpt-*"]') + chain("b", 'models = ["gpt-4"]') + REST, ["chains[1].match: the chain 'a' before it takes all of these; move this one up, or remove one of them"]),
+        (AUTH + chain("a", 'routes = ["/v1/*"]') + chain("b", 'keys = ["n"]') + REST, ["chains[1].match: the chain 'a' before it takes all of these; move this one up, or remove one of them"]),
         (chain("a", 'models = ["gpt-4"]') + chain("a", 'models = ["gpt-3"]') + REST, ["chains[1].name: 'a' is taken; give each its own"]),
         (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "moderatoin"\n') + REST, None),
         (chain("a", 'models = ["gpt-4"]', '[[chains.plugins]]\nuse = "bingcheng"\ndefault_model = "gpt-4"\n') + REST, None),

@@ -255,6 +255,7 @@ def test_accepted(text: str) -> None:
         ("[plugins]\nuse = 1\n", "plugins: Expected `array`, got `object`"),
         ('[[chains]]\nname = "a b"\n', "chains[0].name: Expected `str` matching regex '^[A-Za-z0-9._-]{1,64}$'"),
         ('[[chains]]\nname = "a"\n[[chains.plugins]]\nues = 1\n', 'chains[0].plugins[0].use: missing; name a plugin, as in use = "auth" or use = "module:Class"'),
+        ('[[chains]]\nname = "a"\nmatch = { keys = ["*"] }\n', "chains[0].match: keys: '*' fits every request; leave keys out"),
         ('[[chains]]\nname = "a"\nmatch = {}\n', "chains[0].match: match fits everything; say which keys, labels, models or routes, or leave match out"),
         ('[[chains]]\nname = "a"\nmatch = { models = ["g*4"] }\n', "chains[0].match: models: 'g*4': * stands at the end, for all that begin so, and nowhere else"),
         ('[[chains]]\nname = "a"\nmatch = { keys = [] }\n', "chains[0].match.keys: Expected `array` of length >= 1"),
