@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import relay
 import relay.keys
 import relay.moderator
+import relay.reading
 import relay_pytest
 from relay.assembly import assemble, registries
 from relay.cli import main
@@ -107,7 +108,15 @@ def test_the_page_for_authors_names_all_that_is_public() -> None:
     declared = {name for name in inspect.get_annotations(Plugin) if not name.startswith("_")}
     lent = {field.name for field in dataclasses.fields(Services)}
     moderators = set(relay.moderator.__all__) - MODERATORS_OWN
-    assert {*HOOKS, *declared, *relay.__all__, *lent, *shared_keys(), *moderators} - said == set()
+    assert {
+        *HOOKS,
+        *declared,
+        *relay.__all__,
+        *lent,
+        *shared_keys(),
+        *moderators,
+        *relay.reading.__all__,
+    } - said == set()
 
 
 def test_each_hook_has_its_promise() -> None:

@@ -114,7 +114,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.judge"}),
     frozenset({"relay.consultant"}),
     frozenset({"relay.labels", "relay.verdicts"}),
-    frozenset({"relay.text"}),
+    frozenset({"relay.text", "relay.reading"}),
     frozenset({"relay.journal", "relay.moderator", "relay.plugin", "relay.audit", "relay.known"}),
     frozenset({"relay.keyring"}),
     frozenset({"relay.keys"}),

@@ -1,12 +1,14 @@
 """The plugins that docs/plugins.md shows do what it says."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from ask_first import AskFirst
+from called import TOOLS, Called
 from hours import Hours
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from swap import Swap
 from whole_word import WholeWord
 
 from relay import JsonObject, Reject, Secret
+from relay.testing import frames
 from relay.testing.run import run
 from relay_plugins.moderation import Moderation
 
@@ -37,6 +40,21 @@ def test_swap_however_it_comes(pieces, stream):
 async def test_a_whole_word(cuts):
     ran = await run(WholeWord(word="cat", by="dog"), answer=["Cat, conc", "at cat", "alog 猫cat。", "CAT"], cuts=cuts)
     assert ran.reply.text == "dog, concat catalog 猫dog。dog"
+
+
+@pytest.mark.parametrize("cuts", [(), None], ids=["whole", "byte by byte"])
+async def test_called(cuts):
+    said = (
+        frames.tool(name="weather"),
+        frames.tool("{}"),
+        frames.tool(name="clock", call=1),
+        frames.finish("tool_calls"),
+    )
+    ran = await run(Called(), answer=b"".join([frames.text("Let me see."), *said, frames.done()]), cuts=cuts)
+    assert ran.exchange[TOOLS] == ["weather", "clock"]
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    whole = json.dumps({"choices": [{"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]})
+    assert (await run(Called(), answer=whole.encode(), stream=False)).exchange[TOOLS] == ["weather"]
 
 
 @asynccontextmanager

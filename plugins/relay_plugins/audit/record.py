@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 import orjson
 
 from relay.exchange import CALLER, STOPPED_BY, VIOLATIONS, Exchange
-from relay.pure.openai import load_exactly
 from relay.pure.request import ChatRequest
+from relay.reading import load_exactly
 from relay.secret import Secret
 
 Record = dict[str, Any]

@@ -7,8 +7,7 @@ from typing import Final
 
 from relay.plugin import Sink
 from relay.pure.openai import Chunk
-from relay.pure.places import known
-from relay.pure.surfaces import IndexUnclearError, Kind, read
+from relay.reading import IndexUnclearError, Kind, known, read
 from relay_plugins.audit.record import Policy, Record, clean, encoded
 
 # A reply has a surface or two for each choice; what else a server invents is counted, and not kept.

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from relay.log import Logger
-from relay.pure.openai import dump
+from relay.reading import dump
 from relay_plugins.audit.file import SYNC_S, AuditFile
 from relay_plugins.audit.record import Record, stamp
 from relay_plugins.audit.thread import Thread

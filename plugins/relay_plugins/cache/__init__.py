@@ -25,8 +25,7 @@ from multidict import istr
 from relay.exchange import CALLER, STOPPED_BY, Exchange, Key
 from relay.plugin import Plugin, Reply, Sink
 from relay.pure.openai import Chunk
-from relay.pure.plain import plain_text
-from relay.pure.sse import Decoder
+from relay.reading import events
 from relay_plugins.cache import directives
 from relay_plugins.cache.entries import OVERHEAD_BYTES, Entries, Entry
 from relay_plugins.cache.recorder import Recorder, Room
@@ -146,13 +145,4 @@ async def _chunks(data: bytes, *, streamed: bool) -> tuple[Chunk, ...]:
     """The events of a stream, or the one body."""
     if not streamed:
         return (Chunk.body(data),)
-    return await asyncio.to_thread(_events, data) if len(data) > INLINE_BYTES else _events(data)
-
-
-def _events(data: bytes) -> tuple[Chunk, ...]:
-    decoder = Decoder(Chunk)
-    chunks = (*decoder.feed(data), *decoder.close())
-    for chunk in chunks:  # as an upstream's are known, so that sinks treat them in the same way
-        if chunk.plain:
-            chunk.said = plain_text(chunk.data)
-    return chunks
+    return await asyncio.to_thread(events, data) if len(data) > INLINE_BYTES else events(data)

@@ -13,8 +13,7 @@ from typing import Final
 from relay.exchange import Outcome
 from relay.plugin import Sink
 from relay.pure.openai import Chunk
-from relay.pure.sse import Decoder
-from relay.pure.surfaces import IndexUnclearError, finished
+from relay.reading import IndexUnclearError, events, finished
 
 # The model has said what it was asked for; `length`: up to the bound that the request, or the model, has set. Of another
 # word ("content_filter", "error", "abort", a server's own) nobody knows whether it would be said again.
@@ -120,5 +119,4 @@ def _is_event(part: bytes | Chunk) -> bool:
     """Whether it is one event and nothing else; a chunk of which is known what it says is."""
     if not isinstance(part, bytes):
         return True
-    decoder = Decoder()
-    return [part] == [event.raw for event in (*decoder.feed(part), *decoder.close())]
+    return [part] == [event.raw for event in events(part)]

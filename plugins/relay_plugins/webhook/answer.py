@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from relay.moderator import NoVerdict
-from relay.pure.openai import has_repeated_key, nests_deeply
+from relay.reading import has_repeated_key, nests_deeply
 
 T = TypeVar("T")
 
