@@ -226,7 +226,7 @@ async def running(
         )
         runner, public_port = await accept(stack, public, sockets, share)
         await stack.enter_async_context(lag_told(metrics.lagged, LAG_PERIOD_S))
-        await stack.enter_async_context(watched(generations.modules, log))
+        await stack.enter_async_context(watched(generations.modules, log, metrics.requests.blocked))
         stack.callback(asyncio.get_running_loop().create_task(app.watch()).cancel)
         started = True
         if share is None:

@@ -24,6 +24,9 @@ BEAT_S: Final = 0.05
 # One line about a plugin in so many seconds.
 QUIET_S: Final = 10.0
 
+OnBlock = Callable[[str], None]
+"""Told the name of a plugin that has blocked the loop."""
+
 Names = Callable[[], Mapping[str, str]]
 """Plugins that may run now: the modules in which they are, and their names in the chain."""
 
@@ -37,9 +40,9 @@ class Seen(NamedTuple):
 
 
 @asynccontextmanager
-async def watched(names: Names, log: Logger) -> AsyncIterator[None]:
-    """While the block runs, a plugin that blocks the running loop is named in the log when the loop goes on."""
-    watchdog = _Watchdog(names, log)
+async def watched(names: Names, log: Logger, on_block: OnBlock = lambda plugin: None) -> AsyncIterator[None]:
+    """While the block runs, a plugin that blocks the running loop is told to `on_block` when the loop goes on, and named in the log."""
+    watchdog = _Watchdog(names, log, on_block)
     thread = threading.Thread(target=watchdog.watch, name="relay-watchdog", daemon=True)
     thread.start()
     try:
@@ -52,8 +55,9 @@ async def watched(names: Names, log: Logger) -> AsyncIterator[None]:
 class _Watchdog:
     """The loop's side beats, the thread's looks when no beat has come for too long."""
 
-    def __init__(self, names: Names, log: Logger) -> None:
+    def __init__(self, names: Names, log: Logger, on_block: OnBlock) -> None:
         self._names = names
+        self._on_block = on_block
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -70,6 +74,8 @@ class _Watchdog:
     def _beat(self) -> None:
         now = monotonic()
         seen, self._seen = self._seen, None
+        if seen is not None:
+            self._on_block(seen.plugin)
         if seen is not None and now >= self._said.get(seen.plugin, -math.inf) + QUIET_S:
             self._said[seen.plugin] = now
             held_s = round(now - self._beat_at - BEAT_S, 2)

@@ -37,9 +37,10 @@ def made() -> schema.Dashboard:
 
 def _plugins() -> Lines:
     refused = rate("relay_plugin_requests_total", "plugin", where='outcome="refused"')
-    ended = rate("relay_plugin_requests_total", "plugin", "outcome", where='outcome=~"answered|failed"')
+    ended = rate("relay_plugin_requests_total", "plugin", "outcome", where='outcome=~"answered|failed|overdue"')
     # An error in on_request is that request's outcome, "failed".
     errors = rate("relay_plugin_errors_total", "plugin", "hook", where='hook!="on_request"')
+    blocks = rate("relay_plugin_blocks_total", "plugin")
     return events(
         lines(
             "Requests that plugins ended",
@@ -49,7 +50,8 @@ def _plugins() -> Lines:
                 "moderation_unavailable, auth_unavailable and quota_unavailable in *Errors by code* (Overview) are "
                 "not as it should; see *Why there is no verdict* (Moderation) and *Store* below. answered: in the "
                 "upstream's stead. failed: it raised an error in on_request; *error in*: in another of its hooks. "
-                "Both are a defect of the plugin; the log has the traceback.",
+                "Both are a defect of the plugin; the log has the traceback. overdue: it took longer than its budget_ms. "
+                "*blocks all*: it had the loop for a quarter of a second, while every stream waited; the log names the line.",
                 then=("relay-overview", "relay-moderation", "relay-keys"),
                 runbook="RelayPluginErrors",
                 empty="no plugin ended a request in this time",
@@ -59,6 +61,7 @@ def _plugins() -> Lines:
                 Query(f"{refused} > 0", "{{plugin}} refused"),
                 Query(f"{ended} > 0", "{{plugin}} {{outcome}}"),
                 Query(f"{errors} > 0", "{{plugin}} error in {{hook}}"),
+                Query(f"{blocks} > 0", "{{plugin}} blocks all"),
             ],
             colours=("failed",),
         )

@@ -284,6 +284,12 @@ PLUGIN_ERRORS = Family(
     "Times that a plugin raised what is no refusal, by where.",
     {"plugin": PLUGINS, "hook": PLUGIN_HOOKS},
 )
+PLUGIN_BLOCKS = Family(
+    "relay_plugin_blocks_total",
+    "counter",
+    "Times that a plugin had the loop for a quarter of a second or longer, with a hook that may not wait: all streams wait.",
+    {"plugin": PLUGINS},
+)
 UPSTREAM_FIRST_TEXT = Family(
     "relay_upstream_first_text_seconds",
     "histogram",

@@ -69,6 +69,7 @@ class RequestMetrics:
         self._upstream = histograms(families.UPSTREAM_FIRST_TEXT, registry)
         self._steps = Series(Counter, families.PLUGIN_REQUESTS, registry)
         self._errors = Series(Counter, families.PLUGIN_ERRORS, registry)
+        self._blocks = Series(Counter, families.PLUGIN_BLOCKS, registry)
         self._seconds = histograms(families.PLUGIN_SECONDS, registry)
         self._met: dict[tuple[str, str], _Met] = {}
         self._in_flight = gauge(families.IN_FLIGHT, registry)
@@ -80,6 +81,7 @@ class RequestMetrics:
         plugins = tuple(plugins)
         self._steps.bind(plugin=plugins)
         self._errors.bind(plugin=plugins)
+        self._blocks.bind(plugin=plugins)
 
     def watch(self, look: Callable[[], int]) -> None:
         """`look` says how many requests are in flight, whenever the counts are read."""
@@ -92,6 +94,12 @@ class RequestMetrics:
         """A plugin raised what is no refusal."""
         child = self._errors.get((plugin, within(hook, families.PLUGIN_HOOKS)))
         if child is not None:  # one that is not of the configuration is a test's
+            child.inc()
+
+    def blocked(self, plugin: str) -> None:
+        """A plugin had the loop for too long."""
+        child = self._blocks.get((plugin,))
+        if child is not None:
             child.inc()
 
     def ended(self, record: RequestRecord) -> None:

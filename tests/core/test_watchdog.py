@@ -48,13 +48,16 @@ async def until(condition):
 async def test_a_plugin_that_blocks(quick):
     """With its function and line, once in a while; what it is called in the chain is asked when it is seen."""
     lent, slow = Lent(), module("stranger.inner").Slow()
-    async with watched(lambda: {"stranger": "slow#2"}, lent.services.log):
+    told = []
+    async with watched(lambda: {"stranger": "slow#2"}, lent.services.log, told.append):
         for _ in range(2):
             end = monotonic() + 0.2
             slow.feed(lambda end=end: monotonic() > end)
             await asyncio.sleep(0.03)
         await until(lambda: lent.lines)
+        await until(lambda: len(told) == 2)
     [line] = lent.lines
+    assert {"slow#2"} == set(told)
     assert ("plugin blocks", "error", "slow#2") == (line["event"], line["level"], line["plugin"])
     assert line["function"] in ("Slow.compute", "Slow.feed")
     assert line["held_up_s"] > 0
