@@ -105,6 +105,9 @@ def not_you() -> Reject:
     return Reject("Not you.", code="not_you")
 
 
+# Of what was said then something is missing.
+_FAILURES: Final = frozenset({"unavailable", "upstream_error", "drained", "internal_error"})
+
 OnStream = Callable[[Exchange, Sink], Sink]
 
 
@@ -112,14 +115,15 @@ class Probe:
     """Stands round the sink that a plugin makes.
 
     made: it has made one. ends_in, ends_out: how often that was ended, and passed an end on. late: how often it fed after
-    that. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
+    that. hid: it passed one on as completed that was a failure. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
     """
 
     def __init__(self, on_stream: OnStream, *, keeps: bool = True) -> None:
         self._on_stream = on_stream
         self._keeps = keeps
         self._shown: list[tuple[Chunk, bytes, str]] = []
-        self.made = False
+        self.made = self.hid = False
+        self.failed = False
         self.ends_in = self.ends_out = self.late = 0
 
     def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
@@ -155,6 +159,7 @@ class _Above(Wrapping):
 
     def end(self, outcome: Outcome) -> None:
         self._probe.ends_in += 1
+        self._probe.failed = outcome.kind in _FAILURES
         super().end(outcome)
 
 
@@ -171,4 +176,5 @@ class _Below(Wrapping):
 
     def end(self, outcome: Outcome) -> None:
         self._probe.ends_out += 1
+        self._probe.hid |= self._probe.failed and outcome.kind == "completed"
         super().end(outcome)
