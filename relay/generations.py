@@ -16,7 +16,7 @@ from relay.body import Body
 from relay.chain import Chain
 from relay.config import Config
 from relay.events import Publisher
-from relay.generation import CLOSE_TIMEOUT_S, Generation
+from relay.generation import Generation
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.moderator import Moderator
@@ -138,24 +138,21 @@ class Generations:
 
     async def close(self) -> None:
         """All of them, after their last requests are settled. Raises what the closing of the current one raised."""
+        for generation in (self.current, *self._former.values()):
+            generation.abandon()
         try:
-            await self.current.close()
+            await self._closed(self.current)
         finally:
-            for former in self._former.values():
-                former.abandon()
-            former_ones = tuple(self._former.items())
-            if former_ones:
-                await asyncio.wait(tuple(self._former), timeout=CLOSE_TIMEOUT_S)
-            for closing, former in former_ones:
-                if not closing.done():
-                    self._log.error("a former configuration does not close")
-                    closing.cancel()
-                    if former.life is not None:
-                        former.life.cancel()
+            if self._former:
+                await asyncio.wait(tuple(self._former))
+
+    async def _closed(self, generation: Generation) -> None:
+        if late := await generation.closed():
+            self._log.error("a plugin does not close", plugin=late)
 
     async def _close(self, former: Generation) -> None:
         try:
-            await former.closed()
+            await self._closed(former)
         except Exception:  # noqa: BLE001 - logged whole; nobody is there any more whom it concerns
             self._log.exception("a former configuration did not close well")
         self._tell_ejected(former)

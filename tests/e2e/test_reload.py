@@ -398,15 +398,36 @@ async def test_one_that_breaks_while_it_is_served(serve, folder, told):
         await rig._running.aclose()
 
 
+def held_up(rig):
+    """The plugins that the log names for that."""
+    return [line["plugin"] for line in rig.log if line["event"] == "a plugin does not close"]
+
+
 async def test_one_that_never_closes(serve, folder, told, monkeypatch):
-    """Is left behind, and keeps nobody from ending."""
-    monkeypatch.setattr("relay.generations.CLOSE_TIMEOUT_S", 0.05)
-    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("NeverCloses")])
+    """Is named and left behind, when its chain is served no more, and keeps nobody from closing."""
+    monkeypatch.setattr("relay.generation.CLOSE_TIMEOUT_S", 0.05)
+    chain = [AUTH, told("Told"), told("NeverCloses"), told("Told", name="second")]
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=chain)
     rig.loudest = "error"
     rig.document["plugins"] = [AUTH]
     await rig.reload()
+    await rig.until(lambda: held_up(rig))
+    await rig.until(lambda: not rig.relay._generations._former)
+    assert ["NeverCloses"] == held_up(rig)
+    assert [("closed", "second"), ("closed", "first")] == told.lives()[-2:]
     await rig.stop()
-    assert "a former configuration does not close" in [line["event"] for line in rig.log]
+
+
+async def test_one_that_never_closes_keeps_nobody_from_ending(serve, folder, told, monkeypatch):
+    """Neither when it is served, nor when it was, by a request that has not ended."""
+    monkeypatch.setattr("relay.generation.CLOSE_TIMEOUT_S", 0.05)
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("NeverCloses"), told("Told")])
+    rig.loudest = "error"
+    rig.app.generation.requests += 1
+    await rig.reload()
+    await rig.stop()
+    assert ["NeverCloses", "NeverCloses"] == held_up(rig)
+    assert 2 == told.lives().count(("closed", "first"))
 
 
 async def test_after_the_end(serve, folder):
