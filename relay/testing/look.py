@@ -11,6 +11,7 @@ from relay.plugin import Reply
 from relay.pure.openai import Chunk
 from relay.testing.conversation import Conversation
 from relay.testing.finding import Finding, Promise
+from relay.testing.said import choices_of
 
 _SAID: Final = ("content", "reasoning_content", "refusal", "tool_calls")
 
@@ -56,6 +57,8 @@ class Look:
             self.note("chunks", case, "changed a chunk that it was fed")
         if talk.probe is not None and _goes_on(talk):
             self.note("finish", case, "said more of a choice after its finish_reason")
+        for wrong in talk.probe.wrong if talk.probe is not None else ():
+            self.note("chunks", case, wrong)
         if talk.went_on:
             self.note("leave", case, "went on in on_request when that was cancelled")
         self._look_at_request(talk, case)
@@ -110,12 +113,12 @@ def _goes_on(talk: Conversation) -> bool:
     """Whether a choice says more after it was finished."""
     finished = set()
     for chunk in talk.kept.chunks:
-        for choice in (chunk.json or {}).get("choices") or ():
-            delta = choice.get("delta") or {}
-            if choice.get("index") in finished and any(delta.get(name) for name in _SAID):
+        for index, choice in choices_of(chunk):
+            delta = choice.get("delta")
+            if index in finished and isinstance(delta, dict) and any(delta.get(name) for name in _SAID):
                 return True
             if choice.get("finish_reason") is not None:
-                finished.add(choice.get("index"))
+                finished.add(index)
     return False
 
 

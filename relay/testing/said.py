@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from relay.errors import RelayError
+from relay.pure.openai import Chunk
 from relay.testing.conversation import Conversation
 
 T = TypeVar("T")
@@ -32,12 +34,10 @@ def said(talk: Conversation) -> Said:
     texts: dict[tuple[object, ...], str] = {}
     others: dict[tuple[object, ...], object] = {}
     for chunk in talk.kept.chunks:
-        frame = chunk.json
-        if frame is None:
+        if chunk.json is None:
             others[("unread", len(others))] = chunk.raw
             continue
-        for choice in frame.get("choices") or ():
-            index = choice.get("index")
+        for index, choice in choices_of(chunk):
             if choice.get("finish_reason") is not None:
                 others[index, "finish_reason"] = choice["finish_reason"]
             _collect(choice.get("delta") or choice.get("message") or {}, (index,), texts, others)
@@ -45,6 +45,15 @@ def said(talk: Conversation) -> Said:
     code = outcome.error.code if outcome is not None and isinstance(outcome.error, RelayError) else None
     texts = {place: text for place, text in texts.items() if text}
     return Said(texts, others, outcome.kind if outcome is not None else None, code)
+
+
+def choices_of(chunk: Chunk) -> Iterator[tuple[object, Mapping[str, Any]]]:
+    """What is a choice in it, by index. A plugin may say anything in its place."""
+    choices = (chunk.json or {}).get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            index = choice.get("index")
+            yield index if isinstance(index, int) else repr(index), choice
 
 
 def _collect(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from subjects import EVERY, HEADERS, WELL_BEHAVED, NeverEnds, SwallowsTheEnd, lent
@@ -329,6 +330,49 @@ class HidesFailures(Plugin):
                 super().end(Outcome("completed"))
 
         return Hiding(sink)
+
+
+class FeedsOtherThings(Plugin):
+    """Each as `what`, in place of what came, or before the end."""
+
+    what: Any
+    in_the_end: bool = False
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        what, in_the_end = self.what, self.in_the_end
+
+        class Feeding(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                super().feed(chunk if in_the_end else what)
+
+            def end(self, outcome: Outcome) -> None:
+                if in_the_end:
+                    super().feed(what)
+                super().end(outcome)
+
+        return Feeding(sink)
+
+
+@pytest.mark.parametrize(
+    ("what", "in_the_end", "seen"),
+    [
+        ({"choices": []}, False, "fed a dict, which is no chunk"),
+        (None, True, "fed a NoneType, which is no chunk"),
+        (Chunk.body(b"{}"), False, "fed what is no event to a stream"),
+        (Chunk.event({"choices": []}), False, "fed what is no JSON object to a reply that is not streamed"),
+        (Chunk(b"Hello", b"Hello"), False, "fed what is no JSON object to a reply that is not streamed"),
+        (Chunk(b"data: [DONE]\n\n", b"[DONE]"), True, "fed a [DONE] of its own"),
+    ],
+)
+async def test_what_cannot_be_sent(what, in_the_end, seen):
+    report = await contract(lambda: FeedsOtherThings(what=what, in_the_end=in_the_end))
+    assert seen in [finding.seen for finding in report.findings if finding.promise == "chunks"]
+
+
+@pytest.mark.parametrize("choices", [None, "none", [None], [{"index": [1]}], [{"index": 0, "delta": "text"}]])
+async def test_what_is_said_may_be_anything(choices):
+    """It is the plugin that is found out by it, and not the suite."""
+    await contract(lambda: FeedsOtherThings(what=Chunk.event({"choices": choices})))
 
 
 class ReadsText(Plugin):
