@@ -431,7 +431,9 @@ async def test_what_is_broken_is_named(promise, plugin):
     ],
 )
 async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, case):
-    [finding] = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    findings = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    # What is held on the plugin is held for all choices, too, and lost where a reply ends in it.
+    [finding] = [each for each in findings if each.promise not in ("choices", "whole")]
     assert promise == finding.promise
     assert any(case in each for each in finding.cases), finding.cases
 

@@ -417,7 +417,7 @@ async def test_one_that_is_never_built(serve, folder, told, monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr("relay.generations.OPEN_TIMEOUT_S", 0.05)
-            with pytest.raises(ConfigError, match="a plugin cannot be built \\(it takes longer than"):
+            with pytest.raises(ConfigError, match="the chain cannot be built \\(it takes longer than"):
                 await rig.reload()
         rig.document["plugins"] = [AUTH, told("Told", name="second")]
         async with asyncio.timeout(10):
