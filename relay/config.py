@@ -241,9 +241,10 @@ def text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode()
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); `relay init > {path}` writes a first one"
-        ) from error
+        # Not of one that is there: it would be overwritten.
+        missing = isinstance(error, FileNotFoundError)
+        remedy = f"`relay init > {path}` writes a first one" if missing else "let this user read it, as a file"
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
 

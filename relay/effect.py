@@ -12,7 +12,7 @@ from relay.exchange import CALLER
 from relay.keys import API_KEY
 from relay.match import Match, fits
 from relay.options import suggestion
-from relay.routes import ROUTES
+from relay.routes import CHAT, ROUTES
 from relay.section import Link
 
 
@@ -68,6 +68,9 @@ def _unmatched(match: Match, config: Config, chain: Chain, routes: Sequence[str]
     for route in match.routes or ():
         if not any(fits(served, route) for served in routes):
             yield f"routes: nothing is served at {route!r}; {suggestion(route, routes)}"
+    met_at = [served for served in routes if any(fits(served, route) for route in match.routes or ())]
+    if match.models and met_at and all(ROUTES.get(served, CHAT) is not CHAT for served in met_at):
+        yield f"models: a request at {' or '.join(met_at)} asks no model, so none fits both; leave models or routes out"
     models = sorted({name for upstream in config.upstreams for name in upstream.model_map})
     for model in match.models or ():
         if ANY_MODEL not in models and not any(fits(served, model) for served in models):

@@ -31,11 +31,24 @@ class Generation:
     """Made inside a running loop. `open` it, count the requests in and out, `retire` it, wait until it is `closed`.
 
     requests: those that began on it and are not settled. shapes: what the events of each upstream look like. opening: the
-    plugin that is being opened, or was last; None before the first. life: as long as it is open; one that ends before `retire` has broken.
+    plugin that is being opened, or was last; None before the first. closing: the name of the one that is closed. life: as long as it
+    is open; one that ends before `retire` has broken.
     """
 
     __slots__ = (
-        *("_retired", "_unused", "chain", "config", "life", "opening", "requests", "routes", "server", "shapes"),
+        *(
+            "_retired",
+            "_unused",
+            "chain",
+            "closing",
+            "config",
+            "life",
+            "opening",
+            "requests",
+            "routes",
+            "server",
+            "shapes",
+        ),
         "upstreams",
     )
 
@@ -48,6 +61,7 @@ class Generation:
         self.shapes: Final = defaultdict[str, Shapes](Shapes)
         self.requests = 0
         self.opening: Link | None = None
+        self.closing = ""
         self._retired = False
         self._unused = asyncio.Event()
         self.life: asyncio.Task[None] | None = None
@@ -72,10 +86,12 @@ class Generation:
         try:
             async with AsyncExitStack() as stack:
                 await stack.enter_async_context(self.upstreams)
+                stack.callback(self._closes, "(upstreams)")
                 for link in self.chain.links:
                     self.opening = link
                     try:
                         await stack.enter_async_context(link.plugin.lifespan(services))
+                        stack.callback(self._closes, link.name)
                     except BaseException as error:
                         cause = error
                         raise
@@ -88,6 +104,9 @@ class Generation:
             # Of a task that is ended by what a plugin raises nobody would hear, and the process would end by a SystemExit.
             cause = cause or error
             opened.set_exception(cause if isinstance(cause, Exception) else NotOpenedError(type(cause).__name__))
+
+    def _closes(self, plugin: str) -> None:
+        self.closing = plugin
 
     @property
     def over(self) -> bool:
@@ -106,16 +125,22 @@ class Generation:
         if not self.requests:
             self._unused.set()
 
-    async def closed(self) -> None:
-        """Returns when it is. Raises what its closing raised."""
-        if self.life is not None:
-            await asyncio.shield(self.life)
+    async def closed(self) -> str:
+        """Returns when nobody needs it any more and it is closed. Raises what its closing raised.
+
+        If that takes too long it is cancelled; returns the plugin that held it up, "" if none did.
+        """
+        assert self.life is not None
+        await self._unused.wait()
+        await asyncio.wait((self.life,), timeout=CLOSE_TIMEOUT_S)
+        late = "" if self.life.done() else self.closing
+        if late:
+            self.life.cancel()  # so what else is open is closed
+            await asyncio.wait((self.life,), timeout=CLOSE_TIMEOUT_S)
+        if self.life.done() and not self.life.cancelled():
+            self.life.result()
+        return late
 
     def abandon(self) -> None:
         """It closes now, whoever still uses it."""
         self._unused.set()
-
-    async def close(self) -> None:
-        """Abandon it, and wait until it is closed."""
-        self.abandon()
-        await self.closed()

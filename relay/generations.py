@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,7 +19,7 @@ from relay.body import Body
 from relay.chain import Chain
 from relay.config import Config
 from relay.events import Publisher
-from relay.generation import CLOSE_TIMEOUT_S, Generation
+from relay.generation import Generation
 from relay.log import Logger
 from relay.metrics import Metrics
 from relay.moderator import Moderator
@@ -25,6 +28,8 @@ from relay.plugin import Services
 from relay.reply import Reply
 from relay.section import Link
 from relay.upstream import Upstreams
+
+T = TypeVar("T")
 
 # So long the plugins of a generation may take to open.
 OPEN_TIMEOUT_S: Final = 60.0
@@ -81,7 +86,7 @@ class Generations:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
                 # Building may take its time, as of a long list of words; streams have their turns meanwhile.
-                new = self._made(config, await asyncio.to_thread(_assembled, config), former)
+                new = self._made(config, await _aside(partial(_assembled, config)), former)
                 # Services of its own: by them a plugin knows which others are of its chain.
                 await new.open(replace(self._services))
         except ConfigError:
@@ -138,24 +143,21 @@ class Generations:
 
     async def close(self) -> None:
         """All of them, after their last requests are settled. Raises what the closing of the current one raised."""
+        for generation in (self.current, *self._former.values()):
+            generation.abandon()
         try:
-            await self.current.close()
+            await self._closed(self.current)
         finally:
-            for former in self._former.values():
-                former.abandon()
-            former_ones = tuple(self._former.items())
-            if former_ones:
-                await asyncio.wait(tuple(self._former), timeout=CLOSE_TIMEOUT_S)
-            for closing, former in former_ones:
-                if not closing.done():
-                    self._log.error("a former configuration does not close")
-                    closing.cancel()
-                    if former.life is not None:
-                        former.life.cancel()
+            if self._former:
+                await asyncio.wait(tuple(self._former))
+
+    async def _closed(self, generation: Generation) -> None:
+        if late := await generation.closed():
+            self._log.error("a plugin does not close", plugin=late)
 
     async def _close(self, former: Generation) -> None:
         try:
-            await former.closed()
+            await self._closed(former)
         except Exception:  # noqa: BLE001 - logged whole; nobody is there any more whom it concerns
             self._log.exception("a former configuration did not close well")
         self._tell_ejected(former)
@@ -193,6 +195,24 @@ def _named(link: Link | None) -> str:
 def _unbuilt(error: Exception) -> str:
     """What could not be built."""
     return f"{error} cannot be built" if isinstance(error, NotBuiltError) else "the chain cannot be built"
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """As `asyncio.to_thread`, but neither the process nor others who need a thread wait for work that does not end.
+
+    A plugin may hang while it is built.
+    """
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # from now on it cannot be cancelled, so its end is nothing unforeseen
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="relay-build", daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 def _assembled(config: Config) -> Chain:

@@ -9,6 +9,9 @@ from typing import Final
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 
+# What the package imports, and the packages that the relay itself is: one of the same name would stand in their place.
+_TAKEN: Final = frozenset({"exchange", "plugin", "plugins", "pytest", "reject", "reply", "sink", "text_sink"})
+
 _FILES: Final[Mapping[str, str]] = {
     "pyproject.toml": """\
 [build-system]
@@ -132,7 +135,9 @@ dist/
 def problem(name: str) -> str:
     """Why a plugin cannot have this name, in a sentence that says what to do; "" if it can."""
     if _NAME.fullmatch(name) and len(name) <= 40:
-        return ""
+        if name.replace("-", "_") not in _TAKEN:
+            return ""
+        return f"{name!r} is what the relay calls something of its own; say what the plugin does, as in word_count"
     return f"{name!r} is no name for a plugin; write small letters, digits, - and _, as in word_count"
 
 

@@ -124,6 +124,7 @@ class Supervisor:
         self._first = source.config
         self._source = source
         self._trial: Source | None = source  # what none has served yet
+        self._proven = False  # whether some worker has served `_source`
         self._arrived_at: Source | None = None  # what all serve, or did before one died
         self._generations = source.generation
         self._workers: dict[int, Worker] = {}
@@ -291,7 +292,7 @@ class Supervisor:
         self._log.info("worker serves", worker=worker.number, pid=worker.process.pid)
         self._events.publish("worker", worker=worker.number, state="serves", pid=worker.process.pid)
         if worker.source is self._trial:
-            self._source, self._trial = self._trial, None
+            self._source, self._trial, self._proven = self._trial, None, True
         self._news.set()
 
     def _ended(self, worker: Worker, status: int) -> None:
@@ -327,7 +328,8 @@ class Supervisor:
             self._failed = ConfigError(*problems)
         else:
             self._overtake(*problems)
-        self._trial = None
+        # Where a reload came before anybody had served the first one, that is to be tried still.
+        self._trial = None if self._proven else self._source
 
     def _again_later(self, lived_s: float) -> None:
         self._deaths = 1 if lived_s > STEADY_S else self._deaths + 1

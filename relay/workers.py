@@ -78,6 +78,61 @@ async def supervise(
     allow_many_files()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logged_by(log))
+    signals = Signals(log)
+    try:
+        await _supervise(config, log, signals, log_level=log_level, reader=reader, watch=watch)
+    except asyncio.CancelledError:
+        if not signals.stopped:
+            raise
+        log.info("stopped before it was started")
+    else:
+        log.info("stopped")
+
+
+class Signals:
+    """What is to be done on SIGTERM, SIGINT and SIGHUP, from the start on; made by the task that a signal ends before `open`."""
+
+    def __init__(self, log: Logger) -> None:
+        self.stopped = False
+        self._log = log
+        self._task = asyncio.current_task()
+        self._supervisor: Supervisor | None = None
+        self._reloader: Reloader | None = None
+        self._changed = False  # while nobody could read it again
+        self._had_terminal = os.isatty(2)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def open(self, supervisor: Supervisor, reloader: Reloader) -> None:
+        """They can do as they are told."""
+        self._supervisor, self._reloader = supervisor, reloader
+        if self._changed:
+            reloader.ask()
+
+    def _stop(self) -> None:
+        self.stopped = True
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            now = self._supervisor.config.server
+            self._log.info("draining", delay_s=now.shutdown_delay_s, grace_s=now.drain_s)
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _hang_up(self) -> None:
+        if terminal_gone(self._had_terminal):
+            self._stop()
+        elif self._reloader is not None:
+            self._reloader.ask()
+        else:
+            self._changed = True
+
+
+async def _supervise(
+    config: Config, log: Logger, signals: Signals, *, log_level: str, reader: Reader, watch: bool
+) -> None:
+    loop = asyncio.get_running_loop()
     server, admin = config.server, config.admin
     events = Events()
     async with AsyncExitStack() as stack:
@@ -119,23 +174,7 @@ async def supervise(
         _, admin_port = await accept(stack, ResponseListener(desk.handle), admin_sockets)
         stack.callback(events.close)  # who listens there is told to the end, and then goes
         stack.callback(loop.create_task(_look(metrics)).cancel)
-        had_terminal = os.isatty(2)
-
-        def on_stop() -> None:
-            supervisor.stop()
-            now = supervisor.config.server
-            log.info("draining", delay_s=now.shutdown_delay_s, grace_s=now.drain_s)
-
-        def on_hangup() -> None:
-            if terminal_gone(had_terminal):
-                on_stop()
-            else:
-                reloader.ask()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_stop)
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
+        signals.open(supervisor, reloader)
         if watch:
             await stack.enter_async_context(reloader.watching())
         await supervisor.run()
-    log.info("stopped")

@@ -68,9 +68,10 @@ async def relay_store() -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def relay_unblocked(request: pytest.FixtureRequest) -> Iterator[None]:
     """An async test that uses it fails where code of this project blocks the loop: reads a file, sleeps, starts a process."""
-    from relay.testing.tidy import refusing_to_block  # noqa: PLC0415
+    from relay.testing.tidy import of_tests, refusing_to_block  # noqa: PLC0415
 
-    with refusing_to_block([str(request.config.rootpath)], but=[str(request.path.parent)]):
+    root = request.config.rootpath
+    with refusing_to_block([str(root)], but=of_tests(request.path, root)):
         yield
 
 
@@ -79,6 +80,7 @@ async def relay_tidy(relay_unblocked: None) -> AsyncIterator[None]:
     """The same, and it fails if it leaves a task."""
     from relay.testing.tidy import tasks_left  # noqa: PLC0415
 
+    before = await tasks_left()  # of fixtures that end after this one
     yield
-    left = await tasks_left()
+    left = await tasks_left() - before
     assert not left, f"the test left tasks: {left}"

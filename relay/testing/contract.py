@@ -52,7 +52,7 @@ async def contract(
     reply may take that the plugin holds by waiting for something.
 
     Raises ConfigError where the plugins do not fit together, ValueError for one that needs a store and is lent none, and
-    whatever opening one raises.
+    whatever opening one raises: TimeoutError, if that or its closing takes longer than in a relay.
     """
     trial = Trial(plugin, request, headers, tuple(before), lent, patience_s, changed)
     return await trial.run(answer if isinstance(answer, str) else "".join(answer))

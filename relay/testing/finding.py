@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, get_args
 
 Promise = Literal[
-    "tried", "raises", "end", "late", "chunks", "cut", "memory", "pause", "leave", "state", "gives", "answer", "tasks"
-]
+    "tried", "raises", "end", "late", "chunks", "cut", "whole", "choices", "finish", "memory", "pause", "leave", "state",
+    "gives", "answer", "tasks",
+]  # fmt: skip
 
 REMEDIES: Final[Mapping[Promise, str]] = {
     "tried": "give request=, headers= or before= with which it lets one through",
@@ -17,6 +18,9 @@ REMEDIES: Final[Mapping[Promise, str]] = {
     "late": "feed nothing after the end: let out what is held first",
     "chunks": "a chunk is shared; make another one by Chunk.event or Chunk.body",
     "cut": "a word may be cut anywhere: hold its beginning until more has come, as relay.text.TextSink does",
+    "whole": "a reply that is not streamed is one chunk, with a `message` in place of each `delta`: do to it what is done to a stream",
+    "choices": "hold what is held for each choice by itself, by its `index`: choices come in turns",
+    "finish": "let out what is held of a choice before the frame that has its `finish_reason`, or in it: many clients read no further",
     "memory": "let out what is decided, or pause the upstream (ex.pause) while much is held",
     "pause": "every ex.pause(self) needs its ex.resume(self), also when the end comes",
     "leave": "let asyncio.CancelledError pass, after cleaning up: the client has left",

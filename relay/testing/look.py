@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from relay.chain import END_TIMEOUT_S
 from relay.errors import PluginError
@@ -11,6 +11,9 @@ from relay.plugin import Reply
 from relay.pure.openai import Chunk
 from relay.testing.conversation import Conversation
 from relay.testing.finding import Finding, Promise
+from relay.testing.said import choices_of
+
+_SAID: Final = ("content", "reasoning_content", "refusal", "tool_calls")
 
 
 class Look:
@@ -52,6 +55,10 @@ class Look:
             self._look_at_ends(talk, case)
         if talk.probe is not None and talk.probe.changed:
             self.note("chunks", case, "changed a chunk that it was fed")
+        if talk.probe is not None and _goes_on(talk):
+            self.note("finish", case, "said more of a choice after its finish_reason")
+        for wrong in talk.probe.wrong if talk.probe is not None else ():
+            self.note("chunks", case, wrong)
         if talk.went_on:
             self.note("leave", case, "went on in on_request when that was cancelled")
         self._look_at_request(talk, case)
@@ -64,6 +71,8 @@ class Look:
             self.note("pause", case, "has paused the upstream for good")
         if probe is not None and probe.ends_out > max(1, probe.ends_in):
             self.note("end", case, "passed the end on more than once")
+        if probe is not None and probe.hid:
+            self.note("end", case, "passed the end of a reply that had failed on as that of a whole one")
         if probe is not None and probe.late:
             self.note("late", case, "fed chunks after the end")
         self.hung += talk.hung
@@ -98,6 +107,19 @@ def _told(about: Mapping[str, Any]) -> str:
     error = about.get("exception")
     message = str(about.get("message", "")).partition(", of request")[0]
     return f"started work that failed: {type(error).__name__}: {error}" if error is not None else f"has {message}"
+
+
+def _goes_on(talk: Conversation) -> bool:
+    """Whether a choice says more after it was finished."""
+    finished = set()
+    for chunk in talk.kept.chunks:
+        for index, choice in choices_of(chunk):
+            delta = choice.get("delta")
+            if index in finished and isinstance(delta, dict) and any(delta.get(name) for name in _SAID):
+                return True
+            if choice.get("finish_reason") is not None:
+                finished.add(index)
+    return False
 
 
 def _is_a(value: object, kind: type) -> bool:

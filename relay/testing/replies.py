@@ -25,6 +25,15 @@ def stream(pieces: Iterable[str]) -> bytes:
     return b"".join(frames.stream(pieces))
 
 
+def in_turns(text: str) -> bytes:
+    """All bytes of a stream of two choices that both say a text, an event in turn; the second is an event behind."""
+    size = max(1, len(text) // MAX_CUTS)
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    first, second = ([*frames.stream(pieces, index=index)][:-1] for index in (0, 1))
+    pairs = zip([*first, b""], [b"", *second], strict=True)
+    return b"".join([*itertools.chain.from_iterable(pairs), frames.done()])
+
+
 def divided(text: str) -> Iterator[tuple[str, Sequence[str]]]:
     """A text in pieces: characters, each cut in two, and at random."""
     yield "a character an event", list(text)

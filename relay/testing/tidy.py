@@ -14,9 +14,11 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -52,14 +54,25 @@ def refusing_to_block(ours: Iterable[str], but: Iterable[str] = ()) -> Iterator[
 
     ours: folders whose code must make none, by whatever it calls. but: files and folders in them that may.
     """
-    paths, excepted = tuple(ours), tuple(but)
+    paths, excepted = _Places(ours), _Places(but)
     with ExitStack() as stack:
         for where, name in _BLOCKING:
             stack.enter_context(patch.object(where, name, _refusing(getattr(where, name), paths, excepted)))
         yield
 
 
-def _refusing(call: Callable[..., Any], ours: tuple[str, ...], but: tuple[str, ...]) -> Callable[..., Any]:
+class _Places:
+    """Folders and files."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = frozenset(path.rstrip(os.sep) for path in paths)
+        self._folders = tuple(path + os.sep for path in self._paths)
+
+    def hold(self, path: str) -> bool:
+        return path.startswith(self._folders) or path in self._paths
+
+
+def _refusing(call: Callable[..., Any], ours: _Places, but: _Places) -> Callable[..., Any]:
     @functools.wraps(call)
     def refuse(*arguments: Any, **options: Any) -> Any:
         if asyncio._get_running_loop() is not None and _below(ours, but):
@@ -69,15 +82,25 @@ def _refusing(call: Callable[..., Any], ours: tuple[str, ...], but: tuple[str, .
     return refuse
 
 
-def _below(ours: tuple[str, ...], but: tuple[str, ...]) -> bool:
+def _below(ours: _Places, but: _Places) -> bool:
     frame, found = sys._getframe(2), False
     while frame is not None:
         path = frame.f_code.co_filename
         if path.endswith(_MAY_BLOCK):
             return False
-        found = found or (path.startswith(ours) and not path.startswith(but) and path != __file__)
+        found = found or (ours.hold(path) and not but.hold(path) and path != __file__)
         frame = frame.f_back  # type: ignore[assignment]
     return found
+
+
+def of_tests(test: Path, root: Path) -> list[str]:
+    """What is no code of the project that has this test: its tests, and what is installed, which may lie in its folder too.
+
+    Beside the code that it tries, as where there is no folder of tests, a test is no more than its own file and a conftest.py.
+    """
+    folders = [folder for folder in test.parents if root in folder.parents and folder.name.startswith("test")]
+    tests = folders or [test, test.with_name("conftest.py")]
+    return [*map(str, tests), *(sysconfig.get_path(name) for name in ("purelib", "platlib"))]
 
 
 async def tasks_left() -> set[asyncio.Task[Any]]:

@@ -5,21 +5,35 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import tracemalloc
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import relay.store
 from relay.errors import PluginError
+from relay.generation import CLOSE_TIMEOUT_S
+from relay.generations import OPEN_TIMEOUT_S
 from relay.plugin import Plugin, Reply
 from relay.pure.openai import Chunk
 from relay.testing import frames
 from relay.testing.conversation import CASES, Case, Client, Conversation, Ending, cached, paced, says
 from relay.testing.finding import Promise, Report
 from relay.testing.look import Look
-from relay.testing.replies import EVERY_KIND, FAILED, MAX_CUTS, NO_TEXT, ODD, divided, long_reply, some, stream
+from relay.testing.replies import (
+    EVERY_KIND,
+    FAILED,
+    MAX_CUTS,
+    NO_TEXT,
+    ODD,
+    divided,
+    in_turns,
+    long_reply,
+    some,
+    stream,
+)
 from relay.testing.reply import Lent
-from relay.testing.said import said
+from relay.testing.requests import MESSAGES
+from relay.testing.said import Said, said
 
 MAX_LEFT: Final = 12
 MAX_WAITS: Final = 50
@@ -67,15 +81,15 @@ class Trial:
                 await self._open()
                 await self._try(answer)
             finally:
-                await self._opened.aclose()
+                await self._close()
             await self._look_for_tasks(tasks)
         finally:
             loop.set_exception_handler(heard)
         return Report(self._look.findings, self._count, tuple(self._notes))
 
     async def _open(self) -> None:
-        """A fresh instance, open."""
-        await self._opened.aclose()
+        """A fresh instance, open. Raises TimeoutError for one that is not in the time that a relay gives it."""
+        await self._close()
         self._plugin, self._lent = self._make(), self._lend()
         if self._plugin.needs_store and self._lent.services.store is None:
             raise ValueError(
@@ -83,7 +97,12 @@ class Trial:
             )
         self._opened = AsyncExitStack()
         for each in (*self._before, self._plugin):
-            await self._opened.enter_async_context(each.lifespan(self._lent.services))
+            async with _in_time(OPEN_TIMEOUT_S, f"{type(each).__name__}.lifespan does not come to its yield"):
+                await self._opened.enter_async_context(each.lifespan(self._lent.services))
+
+    async def _close(self) -> None:
+        async with _in_time(CLOSE_TIMEOUT_S, "a lifespan does not end after its yield"):
+            await self._opened.aclose()
 
     # One conversation
 
@@ -128,7 +147,9 @@ class Trial:
             await self._steadiness(reply, expected)
             if first.probe is not None:
                 await self._cuts(answer, expected)
+                await self._otherwise(answer, expected)
             await self._kinds()
+            await self._requests(reply)
             await self._endings(answer)
             if not self._hopeless():
                 await self._slow(answer, expected)
@@ -146,7 +167,7 @@ class Trial:
         """An `on_end` that does not return, or work that does not stop, takes five seconds; and ends that do not come."""
         return self._look.hung >= MAX_HUNG or self._look.slow
 
-    async def _steadiness(self, reply: bytes, expected: object) -> None:
+    async def _steadiness(self, reply: bytes, expected: Said) -> None:
         """Whether it can be compared at all."""
         if said(await self._talk("a stream", says(reply))) == expected:
             return
@@ -158,14 +179,14 @@ class Trial:
             self._remembers = True
             self._look.note("state", "a second request", "gave the second of two equal requests another reply")
 
-    async def _same(self, promise: Promise, case: str, seen: str, expected: object, ending: Ending, **how: Any) -> None:
+    async def _same(self, promise: Promise, case: str, seen: str, expected: Said, ending: Ending, **how: Any) -> None:
         if self._remembers:
             await self._open()
         talk = await self._talk(case, ending, **how)
         if self._steady and talk.error is None and not talk.hung and said(talk) != expected:
             self._look.note(promise, case, seen)
 
-    async def _cuts(self, answer: str, expected: object) -> None:
+    async def _cuts(self, answer: str, expected: Said) -> None:
         """The text in other pieces, and the bytes in others."""
         for case, pieces in divided(answer):
             await self._same("cut", case, "let another reply through", expected, says(stream(pieces)))
@@ -174,6 +195,31 @@ class Trial:
         reply = stream([answer])
         for case, cuts in (("byte by byte", None), ("in reads of 7 bytes", range(7, len(reply), 7))):
             await self._same("cut", case, "let another reply through", expected, says(reply, cuts))
+
+    async def _otherwise(self, answer: str, expected: Said) -> None:
+        """The same text in a reply that is not streamed, wherever it ends, and in two choices that come in turns."""
+        if expected.kind != "completed":
+            return  # one that cuts the reply may count chunks, or all choices together
+        seen = "did to a reply that is not streamed another thing than to a stream"
+        for end in (*some(range(1, len(answer)), MAX_LEFT), len(answer)):
+            if self._hopeless():
+                return
+            if self._remembers:
+                await self._open()
+            text = answer[:end]
+            streamed = await self._talk(f"a stream of {end} characters", says(stream([text])))
+            if streamed.error is None and not streamed.hung and said(streamed).kind == "completed":
+                whole = says(frames.body(text))
+                await self._same("whole", f"a reply of {end} characters", seen, said(streamed), whole, stream=False)
+        seen = "did to two choices that come in turns another thing than to one"
+        await self._same("choices", "in turns", seen, expected.twice(), says(in_turns(answer)), n=2)
+
+    async def _requests(self, reply: bytes) -> None:
+        """What clients ask beside one message of text."""
+        for what, messages in MESSAGES.items():
+            if not self._hopeless():
+                request = {**self._asked["request"], "messages": messages}
+                await self._talk(f"a request with {what}", says(reply), request=request)
 
     async def _whole(self, answer: str) -> None:
         await self._talk("a reply that is not streamed", says(frames.body(answer)), stream=False)
@@ -213,7 +259,7 @@ class Trial:
                 return
             await self._talk(name, case.ending, **case.request)
 
-    async def _slow(self, answer: str, expected: object) -> None:
+    async def _slow(self, answer: str, expected: Said) -> None:
         seen, events = "let another reply through", frames.stream([answer])
         reply = says(b"".join(events))
         await self._same("pause", "a client that reads slowly", seen, expected, reply, make_client=_slow)
@@ -221,7 +267,7 @@ class Trial:
         await self._talk("a client that reads slowly, an event a turn", paced(events), make_client=_slow)
         await self._talk("an early answer, read slowly", says(b""), inner_answers=cached(True), make_client=_slow)
 
-    async def _after_one_that_left(self, answer: str, expected: object) -> None:
+    async def _after_one_that_left(self, answer: str, expected: Said) -> None:
         """What was held of a reply that its client left is nobody else's."""
         seen = "gave a request another reply after one whose client had left"
         for place in some(range(1, len(answer)), MAX_LEFT):
@@ -232,7 +278,7 @@ class Trial:
             if not self._remembers:
                 await self._same("state", case, seen, expected, says(stream([answer])))
 
-    async def _two_at_once(self, answer: str, expected: object) -> None:
+    async def _two_at_once(self, answer: str, expected: Said) -> None:
         """Two conversations, an event of each in turn."""
         size = max(1, len(answer) // MAX_CUTS)
         events = frames.stream([answer[start : start + size] for start in range(0, len(answer), size)])
@@ -288,6 +334,20 @@ class Trial:
             self._look.note("tasks", "after all", f"has left the task {getattr(task.get_coro(), '__qualname__', task)}")
             task.cancel()
         await asyncio.wait(left, timeout=1.0)
+
+
+@asynccontextmanager
+async def _in_time(seconds: float, otherwise: str) -> AsyncIterator[None]:
+    """Raises TimeoutError with a sentence if the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TimeoutError(
+            f"{otherwise} within {seconds:g} s; what it waits for needs a time-out of its own"
+        ) from error
 
 
 def _of_a_store(task: asyncio.Task[Any]) -> bool:

@@ -105,6 +105,9 @@ def not_you() -> Reject:
     return Reject("Not you.", code="not_you")
 
 
+# Of what was said then something is missing.
+_FAILURES: Final = frozenset({"unavailable", "upstream_error", "drained", "internal_error"})
+
 OnStream = Callable[[Exchange, Sink], Sink]
 
 
@@ -112,17 +115,21 @@ class Probe:
     """Stands round the sink that a plugin makes.
 
     made: it has made one. ends_in, ends_out: how often that was ended, and passed an end on. late: how often it fed after
-    that. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
+    that. wrong: what it fed that cannot be sent, in words. hid: it passed one on as completed that was a failure. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
     """
 
     def __init__(self, on_stream: OnStream, *, keeps: bool = True) -> None:
         self._on_stream = on_stream
         self._keeps = keeps
         self._shown: list[tuple[Chunk, bytes, str]] = []
-        self.made = False
+        self._streams = False
+        self.wrong: set[str] = set()
+        self.made = self.hid = False
+        self.failed = False
         self.ends_in = self.ends_out = self.late = 0
 
     def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        self._streams = ex.operation == "chat" and ex.request.stream
         below = _Below(self, sink)
         made = self._on_stream(ex, below)
         if made is below:
@@ -136,6 +143,21 @@ class Probe:
     def changed(self) -> bool:
         """Whether a chunk that it was fed says another thing now."""
         return any(chunk.raw != raw or json.dumps(chunk.json) != said for chunk, raw, said in self._shown)
+
+    def sound(self, chunk: object) -> bool:
+        """Whether what it feeds is a chunk at all; one of its own has to have the form of the reply."""
+        if not isinstance(chunk, Chunk):
+            self.wrong.add(f"fed a {type(chunk).__name__}, which is no chunk")
+            return False
+        if self._keeps and not any(chunk is shown for shown, _, _ in self._shown):
+            if not self._streams:
+                if chunk.json is None or not chunk.raw.lstrip().startswith(b"{"):
+                    self.wrong.add("fed what is no JSON object to a reply that is not streamed")
+            elif not chunk.raw.endswith((b"\n\n", b"\r\n\r\n")):
+                self.wrong.add("fed what is no event to a stream")
+            elif chunk.data.strip() == b"[DONE]":
+                self.wrong.add("fed a [DONE] of its own")
+        return True
 
     def show(self, chunk: Chunk) -> None:
         if self._keeps:
@@ -155,6 +177,7 @@ class _Above(Wrapping):
 
     def end(self, outcome: Outcome) -> None:
         self._probe.ends_in += 1
+        self._probe.failed = outcome.kind in _FAILURES
         super().end(outcome)
 
 
@@ -167,8 +190,10 @@ class _Below(Wrapping):
 
     def feed(self, chunk: Chunk) -> None:
         self._probe.late += bool(self._probe.ends_out)
-        super().feed(chunk)
+        if self._probe.sound(chunk):
+            super().feed(chunk)
 
     def end(self, outcome: Outcome) -> None:
         self._probe.ends_out += 1
+        self._probe.hid |= self._probe.failed and outcome.kind == "completed"
         super().end(outcome)

@@ -167,6 +167,7 @@ def problems(text: str, head: str = HEAD) -> list[str]:
         (chain("a", 'models = ["gpt4"]') + REST, ["chains[0].match.models: no upstream serves 'gpt4'; did you mean 'gpt-4'?"]),
         (chain("a", 'models = ["gtp*"]') + REST, ["chains[0].match.models: no upstream serves 'gtp*'; there are 'gpt-3', 'gpt-4'"]),
         (chain("a", 'routes = ["/v1/chat"]') + REST, ["chains[0].match.routes: nothing is served at '/v1/chat'; there are '/v1/chat/completions', '/v1/models', '/v1/quota'"]),
+        (chain("a", 'routes = ["/v1/m*"], models = ["gpt-4"]') + REST, ["chains[0].match.models: a request at /v1/models asks no model, so none fits both; leave models or routes out"]),
         (chain("a", 'models = ["gpt-4"]'), ["chains[0].match: a request that fits no match would meet nothing more; add a last [[chains]] without match that says what is done then, with no plugins if nothing is to be"]),
         (REST + chain("a", 'models = ["gpt-4"]'), ["chains[1].match: the chain 'rest' before it takes all requests, as it has no match; move that to the end"]),
         (chain("a", 'models = ["gpt-*"]') + chain("b", 'models = ["gpt-4"]') + REST, ["chains[1].match: the chain 'a' before it takes all of these; move this one up, or remove one of them"]),

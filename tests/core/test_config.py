@@ -439,6 +439,8 @@ def test_load_without_a_file(tmp_path: Path) -> None:
         ConfigError, match=r"no\.toml: cannot be read \(No such file or directory\); `relay init > .*no\.toml`"
     ):
         load(tmp_path / "no.toml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); let this user read it, as a file$"):
+        load(tmp_path)
 
 
 def test_load_not_utf8(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_it_is_found_when_it_is_installed(folder: Path):
     [
         ("Swap", "no name for a plugin"), ("../x", "no name for a plugin"), ("a" * 41, "no name for a plugin"),
         ("auth", "is installed already"), ("lexicon", "is installed already"),
+        ("reject", "calls something of its own"), ("text-sink", "calls something of its own"),
+        ("pytest", "calls something of its own"), ("plugins", "calls something of its own"),
     ],
 )  # fmt: skip
 def test_names_that_cannot_be(folder: Path, name: str, says: str):

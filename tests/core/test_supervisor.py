@@ -12,6 +12,7 @@ from relay.config import parse
 from relay.control import TO_SUPERVISOR, Line, Order
 from relay.log import configure
 from relay.metrics.workers import shared_folder
+from relay.options import ConfigError
 from relay.supervisor import Means, Source, Supervisor
 
 CONFIG = """\
@@ -90,6 +91,29 @@ async def test_stopped_while_workers_are_started(supervisor, monkeypatch):
     async with asyncio.timeout(20):
         await supervisor.run()
     assert [-9, -9] == [process.returncode for process in started]
+
+
+async def test_a_reload_before_anybody_has_served(supervisor, monkeypatch):
+    """Where neither is fit, that is the end, as it is without the reload."""
+    started = []
+
+    async def start(*_, **__):
+        started.append(Process())
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(20):
+        while len(started) < 3:
+            await asyncio.sleep(0)
+        reloading = asyncio.create_task(supervisor.serve(parse(CONFIG, Path("relay.toml"), {})))
+        while not running.done():
+            await asyncio.sleep(0.001)
+            for process in started[3:]:
+                process.kill()
+    for task in (reloading, running):
+        with pytest.raises(ConfigError, match="before it served"):
+            await task
 
 
 @pytest.mark.parametrize("said", [b"{}\n", b"nonsense\n", b'{"state": "asleep"}\n', b"\xff\n", b'{"state": "ser'])

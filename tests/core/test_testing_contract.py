@@ -1,7 +1,9 @@
 """The contract suite that plugin authors are given: whoever breaks a promise is told which, and whoever keeps all passes."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from subjects import EVERY, HEADERS, WELL_BEHAVED, NeverEnds, SwallowsTheEnd, lent
@@ -12,6 +14,7 @@ from relay.testing import frames
 from relay.testing.contract import contract, keeps_contract
 from relay.testing.finding import REMEDIES
 from relay.testing.reply import Lent
+from relay.testing.requests import MESSAGES
 from relay.testing.store import ScriptedStore
 from relay.testing.witness import Wrapping
 from relay.text import TextSink, begun
@@ -251,7 +254,156 @@ class CannotReadTools(Plugin):
         return Reading(sink)
 
 
+class LeavesWholeReplies(Plugin):
+    """Looks at streams alone."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        return HoldsBeginnings().on_stream(ex, sink) if ex.request.stream else sink
+
+
+class LosesWholeReplies(Plugin):
+    """Knows of no `message`."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Losing(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                if any("delta" in choice for choice in chunk.json["choices"]):
+                    super().feed(chunk)
+
+        return Losing(sink)
+
+
+class LetsOutLate(Wrapping):
+    """Holds a "c" that ends a piece of text, until more has come. in_time: or until the choice ends."""
+
+    held, in_time = "", False
+
+    def feed(self, chunk: Chunk) -> None:
+        frame = json.loads(json.dumps(chunk.json or {}))
+        for choice in frame.get("choices", ()):
+            delta = choice.get("delta") or choice.get("message") or {}
+            if isinstance(text := delta.get("content"), str):
+                text, self.held = self.held + text, ""
+                if text.endswith("c") and "message" not in choice:
+                    text, self.held = text[:-1], "c"
+                delta["content"] = text
+            elif self.in_time and choice.get("finish_reason"):
+                delta["content"], self.held = self.held, ""
+        super().feed(chunk if chunk.json is None or "message" in str(frame) else Chunk.event(frame))
+
+    def end(self, outcome: Outcome) -> None:
+        if self.held and outcome.kind == "completed":
+            choice = {"index": 0, "delta": {"content": self.held}, "finish_reason": None}
+            self.sink.feed(Chunk.event({"object": "chat.completion.chunk", "choices": [choice]}))
+        super().end(outcome)
+
+
+class SaysMoreAfterTheEndOfAChoice(Plugin):
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        return LetsOutLate(sink)
+
+
+class LosesTheEnd(Plugin):
+    """Says nothing of what it holds when the reply ends."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        made = LetsOutLate(sink)
+        made.end = sink.end
+        return made
+
+
+class TakesAllChoicesForOne(Plugin):
+    """What it holds of one is said in another."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        made = LetsOutLate(sink)
+        made.in_time = True
+        return made
+
+
+class HidesFailures(Plugin):
+    """Of a reply that broke off the client is told that it is whole."""
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        class Hiding(Wrapping):
+            def end(self, outcome: Outcome) -> None:
+                super().end(Outcome("completed"))
+
+        return Hiding(sink)
+
+
+class FeedsOtherThings(Plugin):
+    """Each as `what`, in place of what came, or before the end."""
+
+    what: Any
+    in_the_end: bool = False
+
+    def on_stream(self, ex: Exchange, sink: Sink) -> Sink:
+        what, in_the_end = self.what, self.in_the_end
+
+        class Feeding(Wrapping):
+            def feed(self, chunk: Chunk) -> None:
+                super().feed(chunk if in_the_end else what)
+
+            def end(self, outcome: Outcome) -> None:
+                if in_the_end:
+                    super().feed(what)
+                super().end(outcome)
+
+        return Feeding(sink)
+
+
+@pytest.mark.parametrize(
+    ("what", "in_the_end", "seen"),
+    [
+        ({"choices": []}, False, "fed a dict, which is no chunk"),
+        (None, True, "fed a NoneType, which is no chunk"),
+        (Chunk.body(b"{}"), False, "fed what is no event to a stream"),
+        (Chunk.event({"choices": []}), False, "fed what is no JSON object to a reply that is not streamed"),
+        (Chunk(b"Hello", b"Hello"), False, "fed what is no JSON object to a reply that is not streamed"),
+        (Chunk(b"data: [DONE]\n\n", b"[DONE]"), True, "fed a [DONE] of its own"),
+    ],
+)
+async def test_what_cannot_be_sent(what, in_the_end, seen):
+    report = await contract(lambda: FeedsOtherThings(what=what, in_the_end=in_the_end))
+    assert seen in [finding.seen for finding in report.findings if finding.promise == "chunks"]
+
+
+@pytest.mark.parametrize("choices", [None, "none", [None], [{"index": [1]}], [{"index": 0, "delta": "text"}]])
+async def test_what_is_said_may_be_anything(choices):
+    """It is the plugin that is found out by it, and not the suite."""
+    await contract(lambda: FeedsOtherThings(what=Chunk.event({"choices": choices})))
+
+
+class ReadsText(Plugin):
+    """Takes whatever a message says for one string."""
+
+    async def on_request(self, ex: Exchange) -> Reply | None:
+        ex.reply_headers["x-chars"] = str(sum(len(message["content"].strip()) for message in ex.request.messages))
+
+
+async def test_replies_end_everywhere():
+    """Also in the midst of what the plugin holds, where the answer that was given does not."""
+    assert "whole" in await promises(LosesTheEnd, answer="A cat, two cats.")
+
+
+async def test_what_clients_ask():
+    """Each kind of message is tried."""
+    report = await contract(ReadsText)
+    assert {"raises"} == {finding.promise for finding in report.findings}
+    cases = {case for finding in report.findings for case in finding.cases}
+    assert {f"a request with {what}" for what in MESSAGES} == cases
+
+
+async def test_one_that_cuts_replies_may_count_as_it_likes():
+    """Chunks, or all choices together."""
+    assert () == (await contract(EVERY["stops twice"], answer="A cat, two cats.")).findings
+
+
 WRONG = {
+    "whole": LeavesWholeReplies,
+    "choices": TakesAllChoicesForOne,
+    "finish": SaysMoreAfterTheEndOfAChoice,
     "cut": Replaces,
     "state": SharesItsState,
     "chunks": ChangesChunks,
@@ -267,7 +419,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("promise", "plugin"), WRONG.items())
 async def test_what_is_broken_is_named(promise, plugin):
-    assert promise in await promises(plugin, answer="A cat, two cats.", patience_s=0.2)
+    assert promise in await promises(plugin, answer="A cat, two cats, a c", patience_s=0.2)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +431,9 @@ async def test_what_is_broken_is_named(promise, plugin):
     ],
 )
 async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, case):
-    [finding] = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    findings = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    # What is held on the plugin is held for all choices, too, and lost where a reply ends in it.
+    [finding] = [each for each in findings if each.promise not in ("choices", "whole")]
     assert promise == finding.promise
     assert any(case in each for each in finding.cases), finding.cases
 
@@ -288,7 +442,7 @@ async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, 
     ("promise", "plugin"),
     [
         ("state", Remembers), ("pause", PausesForGoodAtOnce), ("end", EndsTwice), ("end", SwallowsTheEnd), ("gives", GivesAnotherType),
-        ("answer", SetsABadHeader), ("tasks", SpawnsWhatFails),
+        ("answer", SetsABadHeader), ("tasks", SpawnsWhatFails), ("end", HidesFailures), ("whole", LosesWholeReplies),
     ],
 )  # fmt: skip
 async def test_nothing_else_is_named(promise, plugin):
@@ -411,6 +565,31 @@ async def test_one_that_needs_a_store():
     with pytest.raises(ValueError, match="give lent=Lent"):
         await contract(Counts)
     await keeps_contract(Counts, lent=Lent(store=ScriptedStore({})))
+
+
+class NeverOpens(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        await asyncio.Event().wait()
+        yield
+
+
+class NeverCloses(Plugin):
+    @asynccontextmanager
+    async def lifespan(self, services):
+        yield
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "told"), [(NeverOpens, "NeverOpens.lifespan does not come to its yield"), (NeverCloses, "does not end")]
+)
+async def test_one_that_never_opens_or_closes(plugin, told, monkeypatch):
+    """Is not waited for longer than in a relay."""
+    for name in ("OPEN_TIMEOUT_S", "CLOSE_TIMEOUT_S"):
+        monkeypatch.setattr(f"relay.testing.trial.{name}", 0.01)
+    with pytest.raises(TimeoutError, match=told):
+        await contract(plugin)
 
 
 async def test_no_handler_of_the_loop_is_left():

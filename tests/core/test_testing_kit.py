@@ -69,8 +69,9 @@ async def test_who_blocks_is_told():
         await asyncio.to_thread(time.sleep, 0)
     with refusing_to_block([here], but=[__file__]):
         time.sleep(0)
-    with refusing_to_block(["/nowhere"]):
-        time.sleep(0)
+    for other in ("/nowhere", here[:-1]):
+        with refusing_to_block([other]):
+            time.sleep(0)
 
 
 async def test_tasks_that_are_left_are_told():
@@ -129,10 +130,26 @@ def test_who_is_untidy_fails(tmp_path: Path):
     )
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text(UNTIDY)
-    said = tried(tmp_path)
-    assert "the test left tasks" in said
-    assert "Blocked: ('open', 'pytest.ini')" in said
-    assert "1 failed, 2 passed, 1 error" in said
+    (tmp_path / "test_beside.py").write_text(UNTIDY)
+    for where in ("tests", "test_beside.py"):
+        said = tried(tmp_path, where)
+        assert "the test left tasks" in said
+        assert "Blocked: ('open', 'pytest.ini')" in said
+        assert "1 failed, 2 passed, 1 error" in said
+
+
+TIDY = """\
+async def test_reads(relay_store, relay_tidy):
+    open(__file__).close()
+"""
+
+
+def test_what_is_not_the_projects(tmp_path: Path):
+    """What is installed below its folder, as pytest and the relay are; and tasks of fixtures that end later."""
+    (tmp_path / "test_it.py").write_text(TIDY)
+    options = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function")
+    said = tried(tmp_path, f"--rootdir={sys.prefix}", *options, "test_it.py")
+    assert "1 passed" in said, said
 
 
 def test_it_brings_nothing_where_it_is_not_used(tmp_path: Path):

@@ -5,8 +5,11 @@ import copy
 import gc
 import re
 import statistics
+import sys
+import threading
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,8 +24,11 @@ OTHER_KEY = "sk-canary-other-4471aa02"
 
 PLUGINS = '''
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from relay.plugin import Plugin
+
+BUILD = threading.Event()
 
 TOLD = []
 
@@ -56,6 +62,10 @@ class RaisesWhenOpened(Plugin):
 class RaisesWhenBuilt(Plugin):
     def __post_init__(self):
         raise KeyError("sk-secret")
+
+class IsNeverBuilt(Plugin):
+    def __post_init__(self):
+        BUILD.wait()
 
 class IsCancelledWhenOpened(Plugin):
     @asynccontextmanager
@@ -125,12 +135,12 @@ def folder(tmp_path, request):
 @pytest.fixture
 def told(folder, request):
     """`told("Told", …)`: the table of a plugin beside relay.toml; `told.lives()`: what they have told."""
-    import sys
 
     def table(plugin, **options):
         return {"use": f"{request.node.module_name}:{plugin}", **options}
 
-    table.lives = lambda: sys.modules[request.node.module_name].TOLD
+    table.module = lambda: sys.modules[request.node.module_name]
+    table.lives = lambda: table.module().TOLD
     return table
 
 
@@ -398,15 +408,56 @@ async def test_one_that_breaks_while_it_is_served(serve, folder, told):
         await rig._running.aclose()
 
 
+async def test_one_that_is_never_built(serve, folder, told, monkeypatch):
+    """Is refused, and keeps no thread that others need, nor the process from ending."""
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("Told")])
+    rig.loudest = "error"
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    rig.document["plugins"] = [AUTH, told("IsNeverBuilt")]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("relay.generations.OPEN_TIMEOUT_S", 0.05)
+            with pytest.raises(ConfigError, match="the chain cannot be built \\(it takes longer than"):
+                await rig.reload()
+        rig.document["plugins"] = [AUTH, told("Told", name="second")]
+        async with asyncio.timeout(10):
+            await rig.reload()
+        assert "second" == (await rig.ask()).headers["x-told"]
+        assert [True] == [thread.daemon for thread in threading.enumerate() if thread.name == "relay-build"]
+    finally:
+        told.module().BUILD.set()
+
+
+def held_up(rig):
+    """The plugins that the log names for that."""
+    return [line["plugin"] for line in rig.log if line["event"] == "a plugin does not close"]
+
+
 async def test_one_that_never_closes(serve, folder, told, monkeypatch):
-    """Is left behind, and keeps nobody from ending."""
-    monkeypatch.setattr("relay.generations.CLOSE_TIMEOUT_S", 0.05)
-    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("NeverCloses")])
+    """Is named and left behind, when its chain is served no more, and keeps nobody from closing."""
+    monkeypatch.setattr("relay.generation.CLOSE_TIMEOUT_S", 0.05)
+    chain = [AUTH, told("Told"), told("NeverCloses"), told("Told", name="second")]
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=chain)
     rig.loudest = "error"
     rig.document["plugins"] = [AUTH]
     await rig.reload()
+    await rig.until(lambda: held_up(rig))
+    await rig.until(lambda: not rig.relay._generations._former)
+    assert ["NeverCloses"] == held_up(rig)
+    assert [("closed", "second"), ("closed", "first")] == told.lives()[-2:]
     await rig.stop()
-    assert "a former configuration does not close" in [line["event"] for line in rig.log]
+
+
+async def test_one_that_never_closes_keeps_nobody_from_ending(serve, folder, told, monkeypatch):
+    """Neither when it is served, nor when it was, by a request that has not ended."""
+    monkeypatch.setattr("relay.generation.CLOSE_TIMEOUT_S", 0.05)
+    rig = await serve(streamed(frames.stream(["a"])), folder=folder, chain=[AUTH, told("NeverCloses"), told("Told")])
+    rig.loudest = "error"
+    rig.app.generation.requests += 1
+    await rig.reload()
+    await rig.stop()
+    assert ["NeverCloses", "NeverCloses"] == held_up(rig)
+    assert 2 == told.lives().count(("closed", "first"))
 
 
 async def test_after_the_end(serve, folder):

@@ -492,6 +492,21 @@ async def test_workers_that_cannot_start(launch, tmp_path, more, named):
     assert [] == relay.lines("serving")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_signals_before_there_are_workers(launch, number):
+    """While the store starts: the end without more ado, or what a reload would read is served."""
+    async with ScriptedUpstream(whole(frames.body("Hello"))) as upstream:
+        relay = await launch(upstream, ready=False)
+        await relay.says("embedded store")
+        relay.told(number)
+        if number == signal.SIGHUP:
+            await relay.says("reloaded")
+            await relay.says("serving")
+        else:
+            await relay.ends(status=0)
+            assert relay.lines("stopped before it was started")
+
+
 async def test_a_worker_that_is_told_to_end(launch, streams):
     """A signal to a worker: another one takes its place, and its streams come to their ends."""
     go = asyncio.Event()
