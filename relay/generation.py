@@ -36,20 +36,8 @@ class Generation:
     """
 
     __slots__ = (
-        *(
-            "_retired",
-            "_unused",
-            "chain",
-            "closing",
-            "config",
-            "life",
-            "opening",
-            "requests",
-            "routes",
-            "server",
-            "shapes",
-        ),
-        "upstreams",
+        *("_retired", "_unused", "chain", "closing", "config", "life", "opening"),
+        *("requests", "routes", "server", "shapes", "upstreams"),
     )
 
     def __init__(self, config: Config, chain: Chain, upstreams: Upstreams) -> None:

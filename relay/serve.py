@@ -17,7 +17,6 @@ import asyncio
 import gc
 import os
 import resource
-import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
@@ -45,6 +44,7 @@ from relay.options import ConfigError
 from relay.plugin import Plugin, Services
 from relay.reloading import Reloader
 from relay.reply import Reply
+from relay.signals import Signals
 from relay.store.opening import opened
 from relay.store.port import Store
 from relay.store.pulse import beating
@@ -311,43 +311,21 @@ async def serve(
     stop, now = asyncio.Event(), asyncio.Event()
     events = Events()
 
-    task = asyncio.current_task()
-    started = False
-
-    def on_signal() -> None:
+    def on_stop() -> None:
         if stop.is_set():
             now.set()
         stop.set()
-        if not started and task is not None:
-            task.cancel()  # a plugin may be waiting for what does not come
-
-    had_terminal = os.isatty(2)
-    reloader: Reloader | None = None
-    changed = False  # while the relay started
-
-    def on_hangup() -> None:
-        nonlocal changed
-        if terminal_gone(had_terminal):
-            on_signal()
-        elif reloader is not None:
-            reloader.ask()
-        else:
-            changed = True
 
     loop.set_exception_handler(logged_by(log))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    signals = Signals()
     async with AsyncExitStack() as stack:
         try:
             relay = await stack.enter_async_context(running(config, log, reader=reader, events=events))
         except asyncio.CancelledError:
-            if not stop.is_set():
+            if not signals.stopped:
                 raise
             log.info("stopped before it was started")
             return
-        started = True
-        reloader = relay.reloader
         log.info(
             "serving",
             host=config.server.host,
@@ -358,9 +336,8 @@ async def serve(
         settle()
         if on_ready is not None:
             on_ready(relay.public_port, relay.admin_port)
-        if changed:
-            reloader.ask()
-        async with reloader.watching() if watch else nullcontext():
+        signals.open(on_stop, relay.reloader.ask)
+        async with relay.reloader.watching() if watch else nullcontext():
             await relay.until(stop)
         server = relay.config.server
         log.info("draining", delay_s=server.shutdown_delay_s, grace_s=server.drain_s)
@@ -392,11 +369,6 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
-
-
-def terminal_gone(had_terminal: bool) -> bool:
-    """Whether a SIGHUP says that the terminal is gone with which the process began. (Else somebody asks for a reload.)"""
-    return had_terminal and not os.isatty(2)
 
 
 def logged_by(log: Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
@@ -24,7 +23,8 @@ from relay.metrics import Metrics
 from relay.metrics.workers import SUPERVISOR, share, shared_folder
 from relay.reloading import Reloader
 from relay.secret import Secret
-from relay.serve import Reader, accept, allow_many_files, listening, logged_by, terminal_gone
+from relay.serve import Reader, accept, allow_many_files, listening, logged_by
+from relay.signals import Signals
 from relay.store.opening import opened
 from relay.store.port import Store
 from relay.supervisor import Means, Source, Supervisor
@@ -78,7 +78,7 @@ async def supervise(
     allow_many_files()
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logged_by(log))
-    signals = Signals(log)
+    signals = Signals()
     try:
         await _supervise(config, log, signals, log_level=log_level, reader=reader, watch=watch)
     except asyncio.CancelledError:
@@ -87,46 +87,6 @@ async def supervise(
         log.info("stopped before it was started")
     else:
         log.info("stopped")
-
-
-class Signals:
-    """What is to be done on SIGTERM, SIGINT and SIGHUP, from the start on; made by the task that a signal ends before `open`."""
-
-    def __init__(self, log: Logger) -> None:
-        self.stopped = False
-        self._log = log
-        self._task = asyncio.current_task()
-        self._supervisor: Supervisor | None = None
-        self._reloader: Reloader | None = None
-        self._changed = False  # while nobody could read it again
-        self._had_terminal = os.isatty(2)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-
-    def open(self, supervisor: Supervisor, reloader: Reloader) -> None:
-        """They can do as they are told."""
-        self._supervisor, self._reloader = supervisor, reloader
-        if self._changed:
-            reloader.ask()
-
-    def _stop(self) -> None:
-        self.stopped = True
-        if self._supervisor is not None:
-            self._supervisor.stop()
-            now = self._supervisor.config.server
-            self._log.info("draining", delay_s=now.shutdown_delay_s, grace_s=now.drain_s)
-        elif self._task is not None:
-            self._task.cancel()
-
-    def _hang_up(self) -> None:
-        if terminal_gone(self._had_terminal):
-            self._stop()
-        elif self._reloader is not None:
-            self._reloader.ask()
-        else:
-            self._changed = True
 
 
 async def _supervise(
@@ -174,7 +134,13 @@ async def _supervise(
         _, admin_port = await accept(stack, ResponseListener(desk.handle), admin_sockets)
         stack.callback(events.close)  # who listens there is told to the end, and then goes
         stack.callback(loop.create_task(_look(metrics)).cancel)
-        signals.open(supervisor, reloader)
+
+        def on_stop() -> None:
+            supervisor.stop()
+            now = supervisor.config.server
+            log.info("draining", delay_s=now.shutdown_delay_s, grace_s=now.drain_s)
+
+        signals.open(on_stop, reloader.ask)
         if watch:
             await stack.enter_async_context(reloader.watching())
         await supervisor.run()

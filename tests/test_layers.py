@@ -83,7 +83,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.forwarding"}),
     frozenset({"relay.control"}),
     frozenset({"relay.serve"}),
-    frozenset({"relay.generations", "relay.reloading"}),
+    frozenset({"relay.generations", "relay.reloading", "relay.signals"}),
     frozenset({"relay.app", "relay.admin", "relay.acceptor"}),
     frozenset({"relay.admin_openapi"}),
     frozenset({"relay.admin_events", "relay.admin_reload"}),

@@ -42,7 +42,7 @@ async def contract(
     headers: Mapping[str, str] | None = None,
     before: Iterable[Plugin] = (),
     lent: Callable[[], Lent] | Lent | None = None,
-    patience_s: float = 1.0,
+    patience_s: float = 3.0,
     **changed: object,
 ) -> Report:
     """Try the plugin's promises out. `plugin`: one, or what makes one.

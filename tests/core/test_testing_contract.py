@@ -431,7 +431,7 @@ async def test_what_is_broken_is_named(promise, plugin):
     ],
 )
 async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, case):
-    findings = (await contract(plugin, answer="A cat, two cats.", patience_s=0.2)).findings
+    findings = (await contract(plugin, answer="A cat, two cats.", patience_s=2.0)).findings
     # What is held on the plugin is held for all choices, too, and lost where a reply ends in it.
     [finding] = [each for each in findings if each.promise not in ("choices", "whole")]
     assert promise == finding.promise
@@ -446,7 +446,7 @@ async def test_what_is_broken_in_one_way_only_is_named_with_it(promise, plugin, 
     ],
 )  # fmt: skip
 async def test_nothing_else_is_named(promise, plugin):
-    assert {promise} == await promises(plugin, patience_s=0.2)
+    assert {promise} == await promises(plugin, patience_s=2.0)
 
 
 def test_every_subject_is_tried():
