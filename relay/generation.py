@@ -31,8 +31,8 @@ class Generation:
     """Made inside a running loop. `open` it, count the requests in and out, `retire` it, wait until it is `closed`.
 
     requests: those that began on it and are not settled. shapes: what the events of each upstream look like. opening: the
-    plugin that is being opened, or was last; None before the first. closing: the name of the one that is closed. life: as long as it
-    is open; one that ends before `retire` has broken.
+    plugin that is being opened, or was last; None before the first. closing: the name of the one that is closed. life: as
+    long as it is open; one that ends before `retire` has broken.
     """
 
     __slots__ = (

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import fields, replace
-from functools import partial
 from itertools import chain
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -27,9 +24,8 @@ from relay.options import ConfigError
 from relay.plugin import Services
 from relay.reply import Reply
 from relay.section import Link
+from relay.thread import aside
 from relay.upstream import Upstreams
-
-T = TypeVar("T")
 
 # So long the plugins of a generation may take to open.
 OPEN_TIMEOUT_S: Final = 60.0
@@ -85,8 +81,8 @@ class Generations:
         new: Generation | None = None
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S) as limit:
-                # Building may take its time, as of a long list of words; streams have their turns meanwhile.
-                new = self._made(config, await _aside(partial(_assembled, config)), former)
+                # Building may take its time, as of a long list of words, or never end; streams have their turns meanwhile.
+                new = self._made(config, await aside("relay-build", _assembled, config), former)
                 # Services of its own: by them a plugin knows which others are of its chain.
                 await new.open(replace(self._services))
         except ConfigError:
@@ -195,24 +191,6 @@ def _named(link: Link | None) -> str:
 def _unbuilt(error: Exception) -> str:
     """What could not be built."""
     return f"{error} cannot be built" if isinstance(error, NotBuiltError) else "the chain cannot be built"
-
-
-async def _aside(work: Callable[[], T]) -> T:
-    """As `asyncio.to_thread`, but neither the process nor others who need a thread wait for work that does not end.
-
-    A plugin may hang while it is built.
-    """
-    done: Future[T] = Future()
-    done.set_running_or_notify_cancel()  # from now on it cannot be cancelled, so its end is nothing unforeseen
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="relay-build", daemon=True).start()
-    return await asyncio.wrap_future(done)
 
 
 def _assembled(config: Config) -> Chain:

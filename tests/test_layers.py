@@ -124,7 +124,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"relay.store.link"}),
     frozenset({"relay.config", "relay.registry", "relay.watch", "relay.watchdog"}),
     frozenset({"relay.match"}),
-    frozenset({"relay.options", "relay.secret"}),
+    frozenset({"relay.options", "relay.secret", "relay.thread"}),
     frozenset(
         {
             "relay.head",

@@ -22,6 +22,7 @@ PUBLIC = {
     "relay": None,
     "relay.text": ("Rewrite", "TextSink", "begun"),
     "relay.reading": None,
+    "relay.thread": ("Thread", "aside"),
     "relay.testing.run": ("Ran", "Replied", "run"),
     "relay.testing.contract": ("contract", "keeps_contract"),
     "relay.testing.finding": ("Finding", "Report"),

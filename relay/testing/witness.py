@@ -115,7 +115,8 @@ class Probe:
     """Stands round the sink that a plugin makes.
 
     made: it has made one. ends_in, ends_out: how often that was ended, and passed an end on. late: how often it fed after
-    that. wrong: what it fed that cannot be sent, in words. hid: it passed one on as completed that was a failure. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
+    that. wrong: what it fed that cannot be sent, in words. failed: it was told that the reply has; hid: it passed that on as
+    completed. keeps: whether the chunks it was fed are kept, to tell (`changed`) which of them it has changed.
     """
 
     def __init__(self, on_stream: OnStream, *, keeps: bool = True) -> None:

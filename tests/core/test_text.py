@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steps import steps
 
 from relay import Plugin
 from relay.exchange import Outcome
@@ -271,27 +271,14 @@ class Texts(Plugin):
 def test_the_work_grows_with_the_texts_of_a_frame_and_no_faster(part):
     """Twice the texts are twice the steps."""
 
-    def steps(texts):
+    def work(texts):
         calls = [{"index": number, "function": {"arguments": "{}"}} for number in range(texts)]
         said = {"content": [{"type": "text", "text": "a"}] * texts, "tool_calls": calls}
         sink = TextSink.each(Kept(), lambda surface: lambda text, last: (text, ""))
         chunk = Chunk.event({"choices": [{"index": 0, part: said, "finish_reason": "stop"}]})
-        count = 0
+        return steps(lambda: sink.feed(chunk))
 
-        def counted(frame, event, arg):
-            nonlocal count
-            count += 1
-            return counted
-
-        sys.settrace(counted)
-        try:
-            sink.feed(chunk)
-        finally:
-            sys.settrace(None)
-        return count
-
-    once, twice = steps(200), steps(400)
-    assert twice <= 2.2 * once
+    assert work(400) <= 2.2 * work(200)
 
 
 @pytest.mark.parametrize("surface", ["function_call.arguments", "tool_calls.1.arguments", "tool_calls.1.input"])

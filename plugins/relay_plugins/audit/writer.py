@@ -16,9 +16,9 @@ from typing import Final, Self
 
 from relay.log import Logger
 from relay.reading import dump
+from relay.thread import Thread
 from relay_plugins.audit.file import SYNC_S, AuditFile
 from relay_plugins.audit.record import Record, stamp
-from relay_plugins.audit.thread import Thread
 
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 RETRY_S: Final = 1.0

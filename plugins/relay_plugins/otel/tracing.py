@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +28,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 
 from relay.exchange import Exchange
 from relay.log import Logger
+from relay.thread import aside
 from relay.told import Call
 from relay_plugins.otel.context import NOWHERE, coming, going, within
 from relay_plugins.otel.spans import (
@@ -199,18 +199,10 @@ async def opened(
 
 async def _close(tracing: Tracing, exporter: TellingExporter, log: Logger) -> None:
     """Send what is left, for so long as there is time."""
-    closed: Future[None] = Future()
-
-    def close() -> None:
-        try:
-            tracing.provider.shutdown()
-        finally:
-            closed.set_result(None)
-
-    # Not `asyncio.to_thread`: the end of a loop waits for those threads, and the end of the process does not for this one.
-    threading.Thread(target=close, name="otel-close", daemon=True).start()
-    _, late = await asyncio.wait((asyncio.wrap_future(closed),), timeout=CLOSE_S)
-    if late:
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await aside("otel-close", tracing.provider.shutdown)
+    except TimeoutError:
         log.warning("the collector does not take the last traces", waited_s=CLOSE_S)
         exporter.shutdown()
 

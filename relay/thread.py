@@ -1,4 +1,7 @@
-"""A thread for what blocks, which holds up nobody's end."""
+"""Threads for what blocks and may never come back, such as a disk that hangs: they hold up nobody's end.
+
+Not those of `asyncio.to_thread`: the ends of a loop and of a process wait for them, and others who need one have to share them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,7 @@ T = TypeVar("T")
 
 
 class Thread:
-    """Does what it is given, one after the other.
-
-    Not `asyncio.to_thread`: the ends of a loop and of a process wait for those threads, and one on a disk that hangs may never
-    come back.
-    """
+    """Does what it is given, one after the other, until it is told to `stop`."""
 
     def __init__(self, name: str) -> None:
         self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -49,3 +48,12 @@ class Thread:
         while (work := self._todo.get()) is not None:
             work()
             del work  # which holds what it was given
+
+
+async def aside(name: str, work: Callable[..., T], *given: Any) -> T:
+    """What `work` gives, done in a thread of its own that has this name. If this is cancelled, it goes on there."""
+    thread = Thread(name)
+    try:
+        return await thread.run(work, *given)
+    finally:
+        thread.stop()
